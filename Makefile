@@ -1,0 +1,42 @@
+# make demo, make test, make check, make bench. The first run makes .venv; later runs use it again.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := $(BIN)/engrain generate "Plan the garden by the moon. Start with June." --steer listening --compare --max-new-tokens 70
+
+.PHONY: demo test check install bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/engrain calibrate listening
+	$(DEMO)
+
+test: $(VENV)/.demo $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+# What the continuous integration runs.
+check: test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(VENV)/.demo
+
+# The stamps are as old as what they were made from; a changed pin installs again.
+$(VENV)/.engrain: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.engrain
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.engrain requirements-demo.txt
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements-demo.txt
+	touch $@
+
+bench: $(VENV)/.demo $(VENV)/.dev
+	$(BIN)/python -m benchmarks.run
+
+clean:
+	rm -rf $(VENV)

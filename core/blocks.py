@@ -1,0 +1,38 @@
+"""The decoder blocks of a transformers language model, found by structure and not by family."""
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from engrain.core.errors import ModelError
+
+
+def find_blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the decoder blocks in order: the outermost list of modules with one entry per layer of the configuration.
+
+    Raises:
+        ModelError: an encoder-decoder model, or no such list.
+    """
+    config = model.config.get_text_config(decoder=True)
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise ModelError(f"{name} is an encoder-decoder; engrain steers decoder-only language models.")
+    wanted = getattr(config, "num_hidden_layers", None)
+    lists = [
+        (path, list(module))
+        for path, module in model.get_decoder().named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == wanted
+    ]
+    if not lists:
+        raise ModelError(f"{name} has no list of {wanted} decoder blocks; engrain does not know how it is built.")
+    # A list of experts may have as many entries as there are layers, but it lies inside of a block.
+    return min(lists, key=lambda found: found[0].count("."))[1]
+
+
+def block_output(output: object) -> Tensor:
+    """Return the hidden state in what a block returned: the tensor itself, or the first of a tuple.
+
+    transformers 5 blocks return a tensor; indexing it with [0] would take the first row of the batch.
+    """
+    hidden = output[0] if isinstance(output, tuple) else output
+    assert isinstance(hidden, Tensor)
+    return hidden

@@ -1,0 +1,189 @@
+"""Steering vectors from contrast pairs: one pass over the replies, sums kept, nothing stored."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engrain.core.capture import PACK_TOKENS, PackRunner
+from engrain.core.chat import encode_reply
+from engrain.core.contrast import ContrastPair, PairSet
+from engrain.core.errors import DataError, UnknownNameError
+from engrain.core.model import SteerableModel
+from engrain.core.packing import Encoded, Pack
+from engrain.core.vector import SteeringVector
+
+NAMED_POSITIONS = ("response-mean", "last", "first", "prompt-last")
+
+Progress = Callable[[int], None]
+
+
+class Estimator(Protocol):
+    """Turns pairs of representations into one direction, without keeping them where it can."""
+
+    def update(self, positive: Tensor, negative: Tensor) -> None:
+        """Take in some pairs: both [pairs, d_model], float32, row i of one belonging to row i of the other."""
+
+    def direction(self) -> Tensor:
+        """Return the direction, [d_model]."""
+
+
+class MeanDifference:
+    """Mean of (positive - negative), each pair weighing the same (Panickssery et al., arXiv 2312.06681)."""
+
+    def __init__(self, width: int) -> None:
+        self._sum = torch.zeros(width, dtype=torch.float64)
+        self._pairs = 0
+
+    def update(self, positive: Tensor, negative: Tensor) -> None:
+        """Take in some pairs."""
+        # The difference first: summed apart, two large means would cancel and leave their rounding.
+        self._sum += (positive - negative).double().sum(dim=0)
+        self._pairs += len(positive)
+
+    def direction(self) -> Tensor:
+        """Return the mean."""
+        return (self._sum / self._pairs).float()
+
+
+class PrincipalDifference:
+    """First principal axis of the differences about zero (Zou et al., arXiv 2310.01405).
+
+    The sign is the one along which the differences lie on average, the length their mean projection, so that its
+    strength reads as a mean difference's does. Keeps a d_model x d_model sum, whatever the number of pairs.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._sum = torch.zeros(width, dtype=torch.float64)
+        self._outer = torch.zeros(width, width, dtype=torch.float64)
+        self._pairs = 0
+
+    def update(self, positive: Tensor, negative: Tensor) -> None:
+        """Take in some pairs."""
+        difference = (positive - negative).double()
+        self._sum += difference.sum(dim=0)
+        self._outer += difference.T @ difference
+        self._pairs += len(difference)
+
+    def direction(self) -> Tensor:
+        """Return the axis, scaled and signed by the mean projection of the differences."""
+        axis: Tensor = torch.linalg.eigh(self._outer)[1][:, -1]
+        direction: Tensor = axis * (axis @ self._sum / self._pairs)
+        return direction.float()
+
+
+def extract(
+    model: SteerableModel,
+    pairs: PairSet | Sequence[ContrastPair],
+    *,
+    layers: Iterable[int] | None = None,
+    positions: str = "response-mean",
+    estimator: Callable[[int], Estimator] = MeanDifference,
+    name: str = "vector",
+    tokens: int = PACK_TOKENS,
+    progress: Progress | None = None,
+) -> SteeringVector:
+    """Return the direction from the replies without a behavior to those with it, at every layer asked for.
+
+    Every non-boundary pair is used. Each is run in one forward pass with both replies behind one prompt; whatever the
+    number of pairs, the memory is that of one pass and the sums.
+
+    Args:
+        model: the model, unsteered.
+        pairs: contrast pairs.
+        layers: decoder blocks counted from 0; None for all.
+        positions: what stands for a reply: response-mean, last, first, prompt-last, or a reply token's number.
+        estimator: makes the running estimate for one layer, given d_model.
+        name: what the vector is called.
+        tokens: how many tokens one forward pass may hold.
+        progress: called with the number of pairs done since the last call.
+
+    Raises:
+        DataError: no ordinary pair, a reply too short for ``positions``, or prompt-last where both sides share it.
+        LayerError: a layer that is not in the model.
+    """
+    ordinary = [pair for pair in pairs if not pair.boundary]
+    source = pairs.source if isinstance(pairs, PairSet) else "pairs"
+    if not ordinary:
+        raise DataError(source, None, "holds no pair to extract from (boundary pairs are not).")
+    chosen = model.choose_layers(layers)
+    sequences = [one for pair in ordinary for one in encode_pair(model, pair)]
+    _check_lengths(ordinary, sequences, check_extraction_positions(positions), source)
+    estimates = {layer: estimator(model.width) for layer in chosen}
+    runner = PackRunner(model, sequences, group=2, tokens=tokens, float32=True)
+    for pack in runner.packs():
+        weights = _weights(pack, positions)
+
+        def observe(layer: int, hidden: Tensor, weights: Tensor = weights) -> None:
+            states = (weights.to(hidden.device) @ hidden.float()).cpu()
+            estimates[layer].update(states[0::2], states[1::2])
+
+        runner.observe(pack, chosen, observe)
+        if progress is not None:
+            progress(len(pack.members) // 2)
+    return SteeringVector(
+        {layer: estimate.direction() for layer, estimate in estimates.items()}, name, fingerprint=model.fingerprint
+    )
+
+
+def _weights(pack: Pack, positions: str) -> Tensor:
+    """Return how much each token counts for each member's representation, [members, batch * seq]."""
+    weights = torch.zeros(len(pack.members), pack.tokens.numel())
+    for place, length in enumerate(pack.prompt_lengths):
+        path = pack.paths[place]
+        if positions == "prompt-last":
+            chosen = path[length - 1 : length]
+        elif positions == "response-mean":
+            chosen = path[length:]
+        else:
+            chosen = path[length:][_token_number(positions)].reshape(1)
+        weights[place, chosen] = 1 / len(chosen)
+    return weights
+
+
+def _token_number(positions: str) -> int:
+    return {"first": 0, "last": -1}[positions] if positions in ("first", "last") else int(positions)
+
+
+def _check_lengths(pairs: Sequence[ContrastPair], sequences: Sequence[Encoded], positions: str, source: str) -> None:
+    if positions == "prompt-last":
+        if all(pair.negative_messages is None for pair in pairs):
+            raise DataError(
+                source, None, "both replies of every pair share their prompt, so 'prompt-last' has no contrast."
+            )
+        return
+    if positions == "response-mean":
+        return
+    number = _token_number(positions)
+    needed = number + 1 if number >= 0 else -number
+    for sequence, pair in zip(sequences, (pair for pair in pairs for _ in range(2)), strict=True):
+        if len(sequence.reply) < needed:
+            name = pair.id or f"with the reply {pair.positive[:40]!r}"
+            raise DataError(
+                source, None, f"the pair {name} has a reply of {len(sequence.reply)} tokens, none number {positions}."
+            )
+
+
+def encode_pair(model: SteerableModel, pair: ContrastPair) -> tuple[Encoded, Encoded]:
+    """Return the tokens of a pair's positive and negative conversation."""
+    positive = model.encode(pair.messages, pair.positive)
+    if pair.negative_messages is None:
+        return positive, Encoded(positive.prompt, tuple(encode_reply(model.tokenizer, pair.negative)))
+    return positive, model.encode(pair.negative_messages, pair.negative)
+
+
+def check_extraction_positions(positions: str) -> str:
+    """Return ``positions`` when it names a part of the reply or a token of it.
+
+    Raises:
+        UnknownNameError: anything else.
+    """
+    if positions not in NAMED_POSITIONS and not _is_integer(positions):
+        raise UnknownNameError("positions", positions, [*NAMED_POSITIONS, "a reply token's number"])
+    return positions
+
+
+def _is_integer(text: str) -> bool:
+    digits = text.removeprefix("-")
+    return digits.isascii() and digits.isdigit()

@@ -1,0 +1,80 @@
+"""Reading JSON lines that strangers wrote, and writing files that are never half there."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from engrain.core.errors import DataError, InputError, OutputExistsError
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, object) of a UTF-8 JSON lines file; blank lines are passed over.
+
+    Raises:
+        DataError: the file cannot be read, a line is not UTF-8, not JSON, or not an object.
+    """
+    try:
+        with path.open("rb") as lines:
+            for number, raw in enumerate(lines, 1):
+                if not raw.strip():
+                    continue
+                yield number, parse_object(raw, path, number)
+    except OSError as error:
+        raise DataError(path, None, f"cannot be read ({error.strerror or error}).") from error
+
+
+def parse_object(raw: bytes, path: object, line: int | None) -> dict[str, Any]:
+    """Return the JSON object in ``raw``.
+
+    Raises:
+        DataError: not UTF-8, not JSON (NaN and Infinity are not JSON), or not an object.
+    """
+    try:
+        value = json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        # Lone surrogates survive json.loads and fail only when written or tokenized.
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(path, line, f"not UTF-8 at byte {error.start}; save the file as UTF-8.") from error
+    except UnicodeEncodeError as error:
+        raise DataError(path, line, "holds half of a surrogate pair, which is not text; take it out.") from error
+    except RecursionError as error:
+        raise DataError(path, line, "nested too deeply to be data of ours.") from error
+    except ValueError as error:
+        raise DataError(path, line, f"not JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise DataError(path, line, f"a JSON object is needed, this is {type(value).__name__}.")
+    return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def write_atomically(path: Path, data: bytes, *, force: bool = False) -> None:
+    """Write ``data`` to ``path`` by a temporary file beside it, so that the file is whole or not there.
+
+    Raises:
+        OutputExistsError: ``path`` exists and ``force`` is false.
+        InputError: the folder cannot be written to.
+    """
+    if path.exists() and not force:
+        raise OutputExistsError(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes the file private; a result is as readable as any other new file.
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be written ({error.strerror or error}).") from error

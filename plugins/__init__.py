@@ -1,0 +1,18 @@
+"""How anything is added to engrain; this is what a plugin imports."""
+
+from engrain.core.contrast import ContrastPair, Message, PairSet
+from engrain.plugins.behavior import Behavior, Scenario, read_scenarios
+from engrain.plugins.source import ModelFiles
+from engrain.plugins.spec import RegisterBehavior, hookimpl
+
+__all__ = [
+    "Behavior",
+    "ContrastPair",
+    "Message",
+    "ModelFiles",
+    "PairSet",
+    "RegisterBehavior",
+    "Scenario",
+    "hookimpl",
+    "read_scenarios",
+]

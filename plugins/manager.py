@@ -1,0 +1,180 @@
+"""Discovery of plugins, one by one, so that a broken one takes none of the others down."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import pluggy
+
+from engrain.core.errors import PluginError, UnknownNameError
+from engrain.plugins import spec
+from engrain.plugins.behavior import Behavior
+
+OWN = "engrain"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The distribution that something comes from."""
+
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A plugin that could not be loaded.
+
+    Attributes:
+        name: its entry point.
+        origin: the distribution it comes from.
+        reason: what went wrong, one line.
+    """
+
+    name: str
+    origin: Origin
+    reason: str
+
+    def __str__(self) -> str:
+        return f"Plugin '{self.name}' of {self.origin} cannot be loaded: {self.reason}"
+
+
+@dataclass
+class Plugins:
+    """The plugins of one process, and what they registered.
+
+    Attributes:
+        manager: pluggy's own, for anything that is not covered here.
+        broken: plugins that could not be loaded or that failed while registering.
+    """
+
+    manager: pluggy.PluginManager
+    broken: list[Broken] = field(default_factory=list)
+    _origins: dict[str, Origin] = field(default_factory=dict)
+
+    def origin(self, plugin: str) -> Origin:
+        """Return the distribution that a plugin comes from."""
+        return self._origins.get(plugin, Origin(plugin, ""))
+
+    def behaviors(self) -> dict[str, tuple[Behavior, Origin]]:
+        """Return the behaviors by name, sorted, each with where it comes from.
+
+        Raises:
+            PluginError: two plugins register the same name.
+        """
+        return self._collect("register_behaviors", lambda behavior: (behavior.name, behavior))
+
+    def behavior(self, name: str) -> Behavior:
+        """Return one behavior.
+
+        Raises:
+            UnknownNameError: there is none of that name; the nearest is offered, and broken plugins are named.
+        """
+        known = self.behaviors()
+        if name not in known:
+            raise UnknownNameError("behavior", name, known, " ".join(map(str, self.broken)))
+        return known[name][0]
+
+    def estimators(self) -> dict[str, tuple[spec.MakeEstimator, Origin]]:
+        """Return the estimators by name."""
+        return self._collect("register_estimators", lambda name, estimator: (name, estimator))
+
+    def estimator(self, name: str) -> spec.MakeEstimator:
+        """Return one estimator.
+
+        Raises:
+            UnknownNameError: there is none of that name.
+        """
+        known = self.estimators()
+        if name not in known:
+            raise UnknownNameError("estimator", name, known)
+        return known[name][0]
+
+    def model_sources(self) -> list[spec.FindModel]:
+        """Return the model sources, in the order in which they are asked."""
+        ranked = self._collect("register_model_sources", lambda name, find, rank=50: (name, (rank, find)))
+        return [find for (_, find), _ in sorted(ranked.values(), key=lambda found: found[0][0])]
+
+    def commands(self) -> dict[str, tuple[spec.LoadCommand, Origin]]:
+        """Return what loads each command, by the command's name."""
+        return self._collect("register_commands", lambda name, load: (name, load))
+
+    def _collect(self, hook: str, read: Callable[..., tuple[str, Any]]) -> dict[str, tuple[Any, Origin]]:
+        found: dict[str, tuple[Any, Origin]] = {}
+        for implementation in getattr(self.manager.hook, hook).get_hookimpls():
+            origin = self.origin(implementation.plugin_name)
+            own: dict[str, Any] = {}
+
+            def register(*args: Any, own: dict[str, Any] = own, **kwargs: Any) -> None:
+                name, value = read(*args, **kwargs)
+                if name in own:
+                    raise PluginError(f"'{name}' is registered twice")
+                own[name] = value
+
+            try:
+                implementation.function(register)
+            except Exception as error:
+                self._note(Broken(implementation.plugin_name, origin, f"{hook}: {_line(error)}"))
+                continue
+            for name, value in own.items():
+                if name in found:
+                    raise PluginError(
+                        f"'{name}' is registered by {found[name][1]} and by {origin}; uninstall one, or keep one out "
+                        f"with ENGRAIN_PLUGINS (a comma-separated list of the plugins to load)."
+                    )
+                found[name] = (value, origin)
+        return dict(sorted(found.items()))
+
+    def _note(self, broken: Broken) -> None:
+        if broken not in self.broken:
+            self.broken.append(broken)
+
+
+def build_manager(*, load: bool = True) -> Plugins:
+    """Find and load the plugins.
+
+    ``ENGRAIN_PLUGINS`` says which besides engrain's own: unset all, empty none, else a comma-separated list of
+    entry-point names.
+
+    Args:
+        load: whether to load installed plugins at all; without it the manager is empty.
+    """
+    manager = pluggy.PluginManager(spec.PROJECT)
+    manager.add_hookspecs(spec)
+    plugins = Plugins(manager)
+    if not load:
+        return plugins
+    wanted = os.environ.get("ENGRAIN_PLUGINS")
+    names = None if wanted is None else {name.strip() for name in wanted.split(",")}
+    for entry in sorted(entry_points(group="engrain"), key=lambda entry: entry.name):
+        origin = _origin(entry)
+        if names is None or origin.distribution == OWN or entry.name in names:
+            _load(plugins, entry, origin)
+    return plugins
+
+
+def _load(plugins: Plugins, entry: EntryPoint, origin: Origin) -> None:
+    # pluggy's own load_setuptools_entrypoints stops at the first plugin that fails.
+    try:
+        plugins.manager.register(entry.load(), name=entry.name)
+        plugins.manager.check_pending()
+    except Exception as error:
+        if plugins.manager.has_plugin(entry.name):
+            plugins.manager.unregister(name=entry.name)
+        plugins._note(Broken(entry.name, origin, _line(error)))
+    else:
+        plugins._origins[entry.name] = origin
+
+
+def _origin(entry: EntryPoint) -> Origin:
+    return Origin(entry.dist.name, entry.dist.version) if entry.dist is not None else Origin("unknown", "")
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

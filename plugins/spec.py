@@ -1,0 +1,83 @@
+"""The hooks of engrain. Each is one function, handed a ``register`` callable; the order of plugins decides nothing.
+
+A plugin is a module (or object) in the entry-point group ``engrain`` that implements any of them with ``hookimpl``.
+What engrain ships comes in through the same hooks.
+"""
+
+from typing import TYPE_CHECKING, Protocol
+
+import pluggy
+
+if TYPE_CHECKING:
+    import click
+
+    from engrain.core.extract import Estimator
+    from engrain.plugins.behavior import Behavior
+    from engrain.plugins.source import ModelFiles
+
+PROJECT = "engrain"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class RegisterBehavior(Protocol):
+    """Takes in a behavior."""
+
+    def __call__(self, behavior: "Behavior") -> None: ...
+
+
+class MakeEstimator(Protocol):
+    """Makes the running estimate for one layer of width ``d_model``."""
+
+    def __call__(self, d_model: int, /) -> "Estimator": ...
+
+
+class RegisterEstimator(Protocol):
+    """Takes in an estimator under the name that ``--method`` gives."""
+
+    def __call__(self, name: str, estimator: MakeEstimator) -> None: ...
+
+
+class FindModel(Protocol):
+    """Returns where the model called ``name`` lies, or None when this source does not know it."""
+
+    def __call__(self, name: str, /) -> "ModelFiles | None": ...
+
+
+class RegisterModelSource(Protocol):
+    """Takes in a source; sources are asked in the order of ``rank``, lowest first."""
+
+    def __call__(self, name: str, find: FindModel, rank: int = 50) -> None: ...
+
+
+class LoadCommand(Protocol):
+    """Imports and returns a command, only when it is used or helped with."""
+
+    def __call__(self) -> "click.Command": ...
+
+
+class RegisterCommand(Protocol):
+    """Takes in a command of ``engrain``."""
+
+    def __call__(self, name: str, load: LoadCommand) -> None: ...
+
+
+@hookspec
+def register_behaviors(register: RegisterBehavior) -> None:
+    """Add behaviors; called when behaviors are listed or looked up."""
+
+
+@hookspec
+def register_estimators(register: RegisterEstimator) -> None:
+    """Add estimators of a direction; called when a vector is extracted."""
+
+
+@hookspec
+def register_model_sources(register: RegisterModelSource) -> None:
+    """Add places where models are found; called when a model is loaded."""
+
+
+@hookspec
+def register_commands(register: RegisterCommand) -> None:
+    """Add commands; called when the command line starts."""

@@ -1,0 +1,1 @@
+"""Versions of vectors, datasets, verdicts and task vectors. Imports core."""

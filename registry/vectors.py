@@ -1,0 +1,114 @@
+"""Steering vectors in the registry: published with what they were made from, read by reference or by file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engrain.core.composition import Active
+from engrain.core.contrast import PairSet
+from engrain.core.errors import InputError, ProfileError, StrengthError
+from engrain.core.model import SteerableModel
+from engrain.core.vector import SteeringVector
+from engrain.registry.store import Parent, Store, Version
+
+if TYPE_CHECKING:
+    from engrain.core.profile import Entry, Profile
+
+_FILE = "vector.safetensors"
+_FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".pkl", ".bin")
+
+
+def publish_pairs(store: Store, name: str, pairs: PairSet) -> Version:
+    """Publish contrast pairs as a dataset."""
+    config = {"schema": "engrain.pairs/1", "pairs": len(pairs), "digest": pairs.digest}
+    return store.publish("dataset", name, config=config, files={"pairs.jsonl": pairs.to_json_lines()})
+
+
+def publish_vector(store: Store, name: str, vector: SteeringVector, parents: Sequence[Parent] = ()) -> Version:
+    """Publish a vector; its manifest is the version's config.
+
+    Args:
+        store: where.
+        name: under which name.
+        vector: the vector.
+        parents: what it was made from, as ``Parent("pairs", digest)``.
+    """
+    files = {_FILE: vector.to_safetensors()}
+    types = {_FILE: "application/vnd.safetensors"}
+    return store.publish("vector", name, config=vector.manifest(), files=files, parents=parents, media_types=types)
+
+
+def read_vector(store: Store, where: str) -> SteeringVector:
+    """Return the vector of a reference (a name alone means the kind ``vector``) or of a file.
+
+    Raises:
+        VectorError: the file is not a vector.
+        UnknownNameError: nothing in the registry is called so.
+    """
+    if where.endswith(_FILE_ENDINGS) or Path(where).is_file():
+        return SteeringVector.load(where)
+    version = store.resolve(where, default_kind="vector")
+    if version.kind != "vector":
+        raise InputError(f"'{where}' is a {version.kind}, a vector is needed.")
+    return SteeringVector.from_bytes(version.path(_FILE).read_bytes(), version.config, source=version.reference)
+
+
+def parse_steering(text: str) -> list[tuple[str, float | None]]:
+    """Read a set of active vectors, ``REF=STRENGTH`` comma-separated and split at the last ``=``.
+
+    Returns:
+        References or files, each with its strength, or None where none is given.
+
+    Raises:
+        InputError: an empty item.
+        StrengthError: a strength that is not a finite number.
+    """
+    found: list[tuple[str, float | None]] = []
+    for item in text.split(","):
+        where, equals, strength = item.strip().rpartition("=")
+        if not equals:
+            where, strength = strength, ""
+        if not where or (equals and not strength):
+            raise InputError(f"'{text}' is not REF=STRENGTH[,REF=STRENGTH...], as listening=1.2,not_rushing=0.6.")
+        try:
+            value = float(strength) if strength else None
+        except ValueError as error:
+            raise StrengthError(f"The strength of '{where}' is {strength!r}; it must be a finite number.") from error
+        found.append((where, value))
+    return found
+
+
+def activate_steering(model: SteerableModel, store: Store, text: str) -> dict[str, Active]:
+    """Return the active vectors that ``text`` names, by what they were called in it."""
+    return {
+        where: model.activate(read_vector(store, where), strength=strength) for where, strength in parse_steering(text)
+    }
+
+
+def activate_profile(
+    model: SteerableModel, store: Store, profile: "Profile", *, disabled: bool = False
+) -> dict[str, Active]:
+    """Return the active vectors of a profile, by behavior.
+
+    Args:
+        model: what they are to act on.
+        store: where references are resolved.
+        profile: the inference configuration.
+        disabled: include the entries that are off.
+
+    Raises:
+        ProfileError: an entry that names a task vector, which this version cannot apply.
+        LayerError, StrengthError: no calibration, and no layer or strength in the entry.
+    """
+    entries = profile.behaviors if disabled else profile.enabled
+    return {name: _activate(model, store, name, entry) for name, entry in entries.items()}
+
+
+def _activate(model: SteerableModel, store: Store, name: str, entry: "Entry") -> Active:
+    if entry.vector is None:
+        raise ProfileError(
+            f"behaviors.{name} names the task vector '{entry.task_vector}'; this version of engrain applies vectors "
+            f"only. Use 'vector', or switch it off: enabled: false."
+        )
+    vector = read_vector(store, entry.vector)
+    return model.activate(vector, entry.layer, entry.strength, entry.positions, entry.operation)

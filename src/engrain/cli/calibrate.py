@@ -1,0 +1,54 @@
+"""``engrain calibrate``: the layer and the strength of a behavior's vector."""
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from engrain.cli.options import json_option, model_option, parse_layers
+from engrain.cli.output import print_json, progress_bar, say
+from engrain.plugins.manager import Plugins
+
+
+@click.command("calibrate")
+@click.argument("behavior")
+@click.option("--layers", help="Blocks to try: 10-16, 13, or a list; by default six of the behavior's depth.")
+@model_option
+@json_option
+@click.pass_obj
+def calibrate_command(plugins: Plugins, behavior: str, layers: str | None, model_name: str, as_json: bool) -> None:
+    """Find the layer and the strength with the most effect within 0.2 nats of divergence on neutral text.
+
+    The behavior's vector is extracted first when the registry has none; the calibrated one is published.
+
+    Example: engrain calibrate listening --layers 10-16
+    """
+    declared = plugins.behavior(behavior)
+
+    from engrain.extracting import calibrate_vector, candidate_layers, ensure_extracted, publish
+    from engrain.loading import load
+    from engrain.registry.store import Store
+
+    model = load(model_name, plugins=plugins)
+    store = Store()
+    chosen = parse_layers(layers, len(model.blocks)) or candidate_layers(declared, len(model.blocks))
+    with progress_bar() as bar:
+        vector = ensure_extracted(model, declared, plugins, store, bar, say)
+        task = bar.add_task("calibrate", total=len(chosen))
+        vector, doses = calibrate_vector(model, vector, declared, chosen, lambda dose: bar.update(task, advance=1))
+    version = publish(store, behavior, vector, declared.pairs().split("train"))
+    assert vector.calibration is not None
+    result = {
+        "reference": version.reference,
+        "layer": vector.calibration.layer,
+        "strength": vector.calibration.strength,
+        "doses": [dose.to_json() for dose in doses],
+    }
+    if as_json:
+        print_json(result)
+        return
+    table = Table("layer", "strength", "effect (nats)", "neutral KL", "95th percentile", title=version.reference)
+    for dose in doses:
+        mark = "bold" if dose.layer == vector.calibration.layer else ""
+        numbers = (f"{dose.strength:.3g}", f"{dose.effect:+.4f}", f"{dose.kl_mean:.3f}", f"{dose.kl_p95:.3f}")
+        table.add_row(str(dose.layer), *numbers, style=mark)
+    Console().print(table)

@@ -1,0 +1,28 @@
+"""The built-in commands, registered through the same hook as anybody's and imported when used."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+
+import click
+
+from engrain.plugins.spec import RegisterCommand, hookimpl
+
+NAMES = ("behaviors", "calibrate", "chat", "doctor", "evaluate", "extract", "generate", "new", "pairs")
+
+
+@hookimpl
+def register_commands(register: RegisterCommand) -> None:
+    """Add each verb; its command is the function of the same name in the module of the same name."""
+    for name in NAMES:
+        register(name, _loader(name))
+
+
+def _loader(name: str) -> Callable[[], click.Command]:
+    return partial(_load, name)
+
+
+def _load(name: str) -> click.Command:
+    command = getattr(import_module(f"engrain.cli.{name}"), f"{name}_command")
+    assert isinstance(command, click.Command)
+    return command

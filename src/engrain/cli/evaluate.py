@@ -1,0 +1,135 @@
+"""``engrain evaluate``: base against edited on held-out pairs and on neutral text."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from engrain.cli.options import json_option, model_option
+from engrain.cli.output import print_json, progress_bar, say
+from engrain.core.contrast import PairSet
+from engrain.core.errors import InputError, LayerError, StrengthError
+from engrain.plugins.manager import Plugins
+
+
+@click.command("evaluate")
+@click.argument("behavior", required=False)
+@click.option("--pairs", "pairs_file", type=click.Path(path_type=Path), help="A pairs file; every pair is used.")
+@click.option("--steer", "steered", multiple=True, metavar="REF_OR_FILE", help="A vector to put on; may be repeated.")
+@click.option("--layer", "layers", multiple=True, type=int, help="Block of each --steer, in their order.")
+@click.option("--strength", "strengths", multiple=True, type=float, help="Strength of each --steer, in their order.")
+@click.option("--neutral", type=click.Path(path_type=Path), help="Neutral text; by default the shipped test half.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap.")
+@model_option
+@json_option
+@click.pass_obj
+def evaluate_command(
+    plugins: Plugins,
+    behavior: str | None,
+    pairs_file: Path | None,
+    steered: tuple[str, ...],
+    layers: tuple[int, ...],
+    strengths: tuple[float, ...],
+    neutral: Path | None,
+    seed: int,
+    model_name: str,
+    as_json: bool,
+) -> None:
+    """Compare the base model with the edited one: margin, win rate, effect with its interval, neutral divergence.
+
+    The pairs are the test split of BEHAVIOR, or a file. Without --steer the behavior's own vector is used, extracted
+    from the train split and calibrated on the calibration split when the registry has none yet.
+
+    Example: engrain evaluate listening
+    """
+    if (behavior is None) == (pairs_file is None):
+        raise InputError("Give a BEHAVIOR or --pairs FILE, one of the two.")
+    for given, what in ((layers, "--layer"), (strengths, "--strength")):
+        if given and len(given) != len(steered):
+            raise InputError(
+                f"{what} is given {len(given)} times for {len(steered)} --steer; once for each, or not at all."
+            )
+    if pairs_file is not None and not steered:
+        raise InputError("--pairs needs --steer: which vector is to be evaluated?")
+    pairs = (
+        PairSet.read(pairs_file) if pairs_file is not None else plugins.behavior(str(behavior)).pairs().split("test")
+    )
+
+    from engrain.core.evaluate import evaluate
+    from engrain.core.neutral import read_neutral
+    from engrain.extracting import ensure_calibrated
+    from engrain.loading import load
+    from engrain.registry.store import Store
+    from engrain.registry.vectors import read_vector
+
+    model = load(model_name, plugins=plugins)
+    store = Store()
+    with progress_bar() as bar:
+        if steered:
+            vectors = [read_vector(store, where) for where in steered]
+        else:
+            assert behavior is not None
+            steered = (f"vector/{behavior}",)
+            vectors = [ensure_calibrated(model, plugins.behavior(behavior), plugins, store, bar, say)]
+        for vector, where in zip(vectors, steered, strict=True):
+            if vector.fingerprint is None:
+                say(f"note: '{where}' has no manifest, so it is not known whether it was made on this model.")
+            if vector.calibration is None and not layers:
+                raise LayerError(f"'{where}' has no calibration; give --layer and --strength for each --steer.")
+            if vector.calibration is None and not strengths:
+                raise StrengthError(f"'{where}' has no calibration; give --strength for each --steer.")
+        actives = [
+            model.activate(vector, layers[place] if layers else None, strengths[place] if strengths else None)
+            for place, vector in enumerate(vectors)
+        ]
+        texts = read_neutral(model, neutral) if neutral is not None else read_neutral(model, split="test")
+        tasks = {
+            "pairs": bar.add_task("pairs", total=2 * len(pairs)),
+            "neutral": bar.add_task("neutral text", total=len(texts)),
+        }
+        found = evaluate(
+            model,
+            pairs,
+            texts,
+            lambda: model.steer(*actives),
+            seed=seed,
+            progress=lambda what, done: bar.update(tasks[what], advance=done),
+        )
+    steering = [
+        {"vector": where, "layers": list(active.layers), "strength": active.strength}
+        for where, active in zip(steered, actives, strict=True)
+    ]
+    if as_json:
+        print_json(found.to_json() | {"steering": steering})
+    else:
+        _print(found.to_json(), steering)
+
+
+def _print(found: dict[str, Any], steering: list[dict[str, Any]]) -> None:
+    where = ", ".join(
+        f"{one['vector']} at {','.join(map(str, one['layers']))} x {one['strength']:.3g}" for one in steering
+    )
+    table = Table("", "n", "base margin", "edited margin", "base wins", "edited wins", "effect (95 %)", title=where)
+    for name, part in (("pairs", found), ("boundary pairs", found["boundary"])):
+        if part is None:
+            continue
+        base, edited, interval = part["base"], part["edited"], part["effect_ci95"]
+        shown = f" [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else ""
+        table.add_row(
+            name,
+            str(base["n"]),
+            f"{base['margin']:+.3f}",
+            f"{edited['margin']:+.3f}",
+            f"{base['win_rate']:.0%}",
+            f"{edited['win_rate']:.0%}",
+            f"{part['effect']:+.3f}{shown}".replace("[", "\\["),
+        )
+    console = Console()
+    console.print(table)
+    neutral = found["neutral"]
+    console.print(
+        f"margins in nats per reply token; neutral text: KL {neutral['kl_mean']:.3f} nats on average, "
+        f"{neutral['kl_p95']:.3f} at the 95th percentile of {neutral['positions']} positions"
+    )

@@ -1,0 +1,78 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def model_option(command: Command) -> Command:
+    """-m/--model."""
+    return click.option(
+        "-m",
+        "--model",
+        "model_name",
+        default="demo",
+        show_default=True,
+        help="demo, a hub id, a folder, or a .gguf file.",
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    """--json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(command)
+
+
+def force_option(command: Command) -> Command:
+    """--force."""
+    return click.option("--force", is_flag=True, help="Overwrite what exists.")(command)
+
+
+def steering_options(command: Command) -> Command:
+    """--profile, --set, --steer: which vectors are on."""
+    for option in (
+        click.option("--steer", metavar="REF[=STRENGTH],...", help="Vectors to put on: references or files."),
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the profile."),
+        click.option("--profile", type=click.Path(path_type=Path), help="Inference configuration (YAML)."),
+    ):
+        command = option(command)
+    return command
+
+
+def sampling_options(command: Command) -> Command:
+    """--max-new-tokens, --temperature, --top-p, --seed."""
+    for option in (
+        click.option("--seed", default=0, show_default=True, help="Seed of the drawing."),
+        click.option(
+            "--top-p", default=1.0, show_default=True, help="Draw from the tokens that hold this probability."
+        ),
+        click.option("--temperature", default=0.0, show_default=True, help="0 takes the most probable token."),
+        click.option("--max-new-tokens", default=256, show_default=True, help="Where a reply ends at the latest."),
+    ):
+        command = option(command)
+    return command
+
+
+def parse_layers(text: str | None, count: int) -> list[int] | None:
+    """Read ``--layers``: all, one block, ``10-16``, or a comma-separated mixture; None and "all" mean every block.
+
+    Raises:
+        LayerError: not of that form, or not in a model of ``count`` blocks.
+    """
+    from engrain.core.errors import LayerError
+
+    if text is None or text == "all":
+        return None
+    layers: set[int] = set()
+    for part in text.split(","):
+        low, _, high = part.strip().partition("-")
+        if not low.isdigit() or (high and not high.isdigit()):
+            raise LayerError(f"--layers {text!r} is not 'all', a block number, a range like 10-16, or a list of these.")
+        first, last = int(low), int(high or low)
+        if first > last or last >= count:
+            raise LayerError(f"--layers {text!r}: the model has the blocks 0-{count - 1}.")
+        layers.update(range(first, last + 1))
+    return sorted(layers)

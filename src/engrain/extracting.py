@@ -1,0 +1,134 @@
+"""The work behind ``engrain extract``, ``calibrate`` and ``evaluate``: behaviors, models and the registry together."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from rich.progress import Progress
+
+from engrain.core.calibrate import Dose, calibrate
+from engrain.core.contrast import PairSet
+from engrain.core.extract import extract
+from engrain.core.model import SteerableModel
+from engrain.core.neutral import read_neutral
+from engrain.core.vector import SteeringVector
+from engrain.plugins.behavior import Behavior
+from engrain.plugins.manager import Plugins
+from engrain.registry.store import Parent, Store, Version
+from engrain.registry.vectors import publish_pairs, publish_vector, read_vector
+from engrain.version import __version__
+
+
+def extract_vector(
+    model: SteerableModel,
+    pairs: PairSet,
+    plugins: Plugins,
+    *,
+    name: str,
+    layers: Iterable[int] | None = None,
+    positions: str = "response-mean",
+    method: str = "mean-difference",
+    progress: Callable[[int], None] | None = None,
+) -> SteeringVector:
+    """Extract a vector with an estimator of that name, and note in it how it was made.
+
+    Raises:
+        UnknownNameError: no such estimator.
+    """
+    vector = extract(
+        model,
+        pairs,
+        layers=layers,
+        positions=positions,
+        estimator=plugins.estimator(method),
+        name=name,
+        progress=progress,
+    )
+    origin = {
+        "method": method,
+        "positions": positions,
+        "pairs": len(pairs.ordinary),
+        "dataset": pairs.digest,
+        "engrain": __version__,
+    }
+    return replace(vector, origin=origin)
+
+
+def candidate_layers(behavior: Behavior, count: int) -> tuple[int, ...]:
+    """Return the blocks of the behavior's depth that a coarse search looks at, six at most, evenly spread."""
+    layers = behavior.layers(count)
+    step = max(1, -(-len(layers) // 6))
+    return layers[::step]
+
+
+def calibrate_vector(
+    model: SteerableModel,
+    vector: SteeringVector,
+    behavior: Behavior,
+    layers: Iterable[int] | None = None,
+    progress: Callable[[Dose], None] | None = None,
+) -> tuple[SteeringVector, list[Dose]]:
+    """Choose layer and strength on the behavior's calibration split and the calibration part of the neutral text."""
+    chosen = candidate_layers(behavior, len(model.blocks)) if layers is None else layers
+    neutral = read_neutral(model, split="calibration")
+    vector, doses = calibrate(model, vector, behavior.pairs().split("calibration"), neutral, chosen, progress=progress)
+    tried = [dose.to_json() for dose in doses]
+    return replace(vector, origin={**vector.origin, "calibration_doses": tried}), doses
+
+
+def ensure_extracted(
+    model: SteerableModel,
+    behavior: Behavior,
+    plugins: Plugins,
+    store: Store,
+    bar: Progress,
+    say: Callable[[str], None],
+) -> SteeringVector:
+    """Return the behavior's highest published vector; it is made and published when there is none.
+
+    One that was made on another model or from other pairs is made anew.
+    """
+    train = behavior.pairs().split("train")
+    if behavior.name in store.names("vector"):
+        vector = read_vector(store, f"vector/{behavior.name}")
+        made_here = vector.fingerprint is not None and not vector.fingerprint.differences(model.fingerprint)
+        if made_here and vector.origin.get("dataset") == train.digest:
+            return vector
+    say(f"extracting {behavior.name} from {len(train.ordinary)} pairs")
+    task = bar.add_task("extract", total=len(train.ordinary))
+    vector = extract_vector(
+        model,
+        train,
+        plugins,
+        name=behavior.name,
+        positions=behavior.positions,
+        method=behavior.method,
+        progress=lambda done: bar.update(task, advance=done),
+    )
+    publish(store, behavior.name, vector, train)
+    return vector
+
+
+def ensure_calibrated(
+    model: SteerableModel,
+    behavior: Behavior,
+    plugins: Plugins,
+    store: Store,
+    bar: Progress,
+    say: Callable[[str], None],
+) -> SteeringVector:
+    """Return the behavior's highest published vector, calibrated; what is missing is made and published."""
+    vector = ensure_extracted(model, behavior, plugins, store, bar, say)
+    if vector.calibration is not None:
+        return vector
+    layers = candidate_layers(behavior, len(model.blocks))
+    say(f"calibrating {behavior.name} at the layers {', '.join(map(str, layers))}")
+    task = bar.add_task("calibrate", total=len(layers))
+    vector, _ = calibrate_vector(model, vector, behavior, layers, lambda dose: bar.update(task, advance=1))
+    publish(store, behavior.name, vector, behavior.pairs().split("train"))
+    return vector
+
+
+def publish(store: Store, name: str, vector: SteeringVector, pairs: PairSet) -> Version:
+    """Publish a vector with the pairs that it was made from as its parent."""
+    dataset = publish_pairs(store, name, pairs)
+    return publish_vector(store, name, vector, [Parent("pairs", dataset.digest)])
