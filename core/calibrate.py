@@ -10,14 +10,14 @@ from engrain.core.contrast import PairSet
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
-from engrain.core.scoring import NeutralScorer, margins
+from engrain.core.scoring import Divergence, NeutralScorer, margins
 from engrain.core.vector import Calibration, SteeringVector
 
 # Nats of mean KL(base || steered) on neutral text.
 KL_BUDGET = 0.2
 # The search aims a little below the budget, since neutral text that it did not see must fit in as well.
 _AIM = 0.9
-# Strength is searched at doses |strength * v| / |h| in this range; above it no model stays fluent.
+# Forward passes over the neutral text for each layer, at most.
 _STEPS = 4
 
 
@@ -57,7 +57,8 @@ def calibrate(
     """Choose the layer and the strength with the most effect within the budget.
 
     At each layer the strength is found at which the divergence on neutral text reaches the budget: it grows nearly
-    with the square of the strength, so a few steps do. The effect is then measured there.
+    with the square of the strength, so a few steps do. The effect is measured there, and at the best layer at half
+    of that strength too.
 
     Args:
         model: the model, unsteered.
@@ -74,29 +75,28 @@ def calibrate(
     Raises:
         InputError: no layer to try, or no dose within the budget has an effect above 0.
     """
-    ordinary = pairs.ordinary
-    base = margins(model, ordinary.pairs)
+    ordinary = pairs.ordinary.pairs
+    base = margins(model, ordinary)
     scorer = NeutralScorer(model, neutral, remember=True)
     doses: list[Dose] = []
-    for layer in layers:
-        strength = 1.0
-        within: tuple[float, float, float] | None = None
-        for _ in range(_STEPS):
-            active = activate(vector, layer, strength)
-            found = scorer.divergence(partial(model.steer, active))
-            if found.kl_mean <= kl_budget and (within is None or strength > within[0]):
-                within = (strength, found.kl_mean, found.kl_p95)
-            if within is not None and within[1] >= 0.8 * kl_budget:
-                break
-            strength *= min(4.0, max(0.25, (_AIM * kl_budget / max(found.kl_mean, 1e-9)) ** 0.5))
-        if within is None:
-            continue
-        with model.steer(activate(vector, layer, within[0])):
-            effect = float((margins(model, ordinary.pairs) - base).mean())
-        doses.append(Dose(layer, within[0], effect, within[1], within[2]))
+
+    def measure(layer: int, strength: float, found: Divergence) -> None:
+        with model.steer(activate(vector, layer, strength)):
+            effect = float((margins(model, ordinary) - base).mean())
+        doses.append(Dose(layer, strength, effect, found.kl_mean, found.kl_p95))
         if progress is not None:
             progress(doses[-1])
+
+    for layer in layers:
+        within = _largest_within(model, vector, layer, scorer, kl_budget)
+        if within is not None:
+            measure(layer, *within)
     best = max(doses, key=lambda dose: dose.effect, default=None)
+    if best is not None:
+        # The most that the budget allows may be past the dose at which the effect is largest.
+        half = best.strength / 2
+        measure(best.layer, half, scorer.divergence(partial(model.steer, activate(vector, best.layer, half))))
+        best = max(doses, key=lambda dose: dose.effect)
     if best is None or best.effect <= 0:
         tried = ", ".join(f"{dose.layer} ({dose.effect:+.3f})" for dose in doses) or "none within the budget"
         raise InputError(
@@ -104,3 +104,19 @@ def calibrate(
             f"Try other layers, other positions, or look at the pairs again."
         )
     return vector.calibrated(Calibration(best.layer, best.strength)), doses
+
+
+def _largest_within(
+    model: SteerableModel, vector: SteeringVector, layer: int, scorer: NeutralScorer, kl_budget: float
+) -> tuple[float, Divergence] | None:
+    """Return the strength whose divergence comes close to the budget from below, with that divergence."""
+    strength = 1.0
+    within: tuple[float, Divergence] | None = None
+    for _ in range(_STEPS):
+        found = scorer.divergence(partial(model.steer, activate(vector, layer, strength)))
+        if found.kl_mean <= kl_budget and (within is None or strength > within[0]):
+            within = (strength, found)
+        if within is not None and within[1].kl_mean >= 0.8 * kl_budget:
+            break
+        strength *= min(16.0, max(0.1, (_AIM * kl_budget / max(found.kl_mean, 1e-9)) ** 0.5))
+    return within

@@ -99,8 +99,10 @@ class Profile:
             profile: Any = OmegaConf.to_object(merged)
         except OmegaConfBaseException as error:
             raise ProfileError(f"{source}: {' '.join(str(error).split())}") from error
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ProfileError(f"{source}: {' '.join(str(error).split())[:300]}") from error
+        except (AssertionError, AttributeError, RecursionError, TypeError, ValueError) as error:
+            # OmegaConf asserts that text holds a mapping or a list.
+            reason = " ".join(str(error).split())[:300] or "a profile is a mapping with the keys model and behaviors"
+            raise ProfileError(f"{source}: {reason}") from error
         except Exception as error:
             # A YAML error is no subclass of ValueError; whatever the parser says of hostile text is the user's line.
             if type(error).__module__.startswith("yaml"):

@@ -286,8 +286,9 @@ def check_header(data: bytes, source: str) -> None:
     Raises:
         VectorError: a pickle, a torn or oversized header, or tensors that are not ``layer.<i>`` of [d_model].
     """
-    # A torch file is a zip archive; a bare pickle starts with its protocol opcode.
-    if data[:4] == b"PK\x03\x04" or data[:1] == b"\x80":
+    # A torch file is a zip archive; a bare pickle starts with its protocol and goes on with an opcode, where the
+    # length of a safetensors header has zeros.
+    if data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[1:2] <= b"\x05" and any(data[2:8])):
         raise VectorError(
             f"'{source}' is a pickle (.pt, .pth, .pkl), which can run code when it is read; "
             f"engrain reads safetensors only. Save it with safetensors.torch.save_file where you trust it."

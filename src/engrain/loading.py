@@ -26,9 +26,13 @@ def load(
     found = find(name, plugins or build_manager())
     try:
         with quiet_transformers():
+            # A device map brings in accelerate, a fifth of a second that one device does not need.
+            spread = {"device_map": "auto"} if device == "auto" else {}
             hf = AutoModelForCausalLM.from_pretrained(
-                found.folder, dtype=dtype or found.dtype, device_map=device, use_safetensors=True
+                found.folder, dtype=dtype or found.dtype, use_safetensors=True, **spread
             )
+            if not spread:
+                hf = hf.to(device)
             tokenizer = AutoTokenizer.from_pretrained(found.folder)
     except (AttributeError, ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
         raise ModelError(f"'{name}' cannot be loaded: {' '.join(str(error).split())[:300]}") from error
