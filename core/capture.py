@@ -39,6 +39,7 @@ class PackRunner:
     Args:
         model: the model, with whatever steering is on it.
         sequences: conversations with their replies.
+        layers: the blocks to observe; a pass ends behind the last of them. None for passes that end in logits.
         group: how many sequences in a row must stay in one pack.
         tokens: how many tokens one forward pass may hold.
         float32: compute half-precision weights in float32 where the processor has no units for them.
@@ -49,6 +50,7 @@ class PackRunner:
         self,
         model: "SteerableModel",
         sequences: Sequence[Encoded],
+        layers: Sequence[int] | None = None,
         *,
         group: int = 1,
         tokens: int = PACK_TOKENS,
@@ -57,6 +59,7 @@ class PackRunner:
     ) -> None:
         self._model = model
         self._sequences = sequences
+        self._layers = layers
         self._group = group
         self._tokens = tokens
         self._float32 = float32
@@ -70,13 +73,10 @@ class PackRunner:
             return pack_trees(self._sequences, self._start, self._tokens, self._group)
         return pack_rows(self._sequences, self._tokens, self._group)
 
-    def observe(self, pack: Pack, layers: Sequence[int], observe: Observer) -> None:
-        """Run a pack and hand ``observe`` each asked block's output, [batch * seq, d_model], in the order of blocks.
-
-        The pass ends behind the last block asked for; no logits are computed.
-        """
+    def observe(self, pack: Pack, observe: Observer) -> None:
+        """Run a pack and hand ``observe`` the output of each of the layers, [batch * seq, d_model], in their order."""
         inputs = self._inputs(pack)
-        with self._pass(pack.index, pack.generated), _observing(self._model.blocks, layers, observe):
+        with self._pass(pack.index, pack.generated), self._observing(observe):
             self._model.decoder(**inputs)
 
     def logits(self, pack: Pack, places: Tensor) -> Tensor:
@@ -127,29 +127,29 @@ class PackRunner:
         tokens = torch.tensor([self._sequences[0].prompt[: self._start]], device=self._model.hf.device)
         index = torch.arange(self._start)[None]
         cache = DynamicCache()
-        with self._pass(index, torch.zeros_like(index, dtype=torch.bool)):
+        with self._pass(index, torch.zeros_like(index, dtype=torch.bool)), self._observing(lambda layer, hidden: None):
             self._model.decoder(input_ids=tokens, past_key_values=cache, use_cache=True)
         # A layer without keys and values is one of a family whose trees are refused by computes_trees.
         return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[misc, union-attr]
 
+    @contextmanager
+    def _observing(self, observe: Observer) -> Iterator[None]:
+        layers = self._layers or ()
+        last = max(layers, default=None)
 
-@contextmanager
-def _observing(blocks: Sequence[nn.Module], layers: Sequence[int], observe: Observer) -> Iterator[None]:
-    last = max(layers)
+        def watch(layer: int) -> Callable[[nn.Module, Any, Any], None]:
+            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+                observe(layer, block_output(output).flatten(0, 1))
+                if layer == last:
+                    raise _EnoughSeenError
 
-    def watch(layer: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            observe(layer, block_output(output).flatten(0, 1))
-            if layer == last:
-                raise _EnoughSeenError
+            return hook
 
-        return hook
-
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.callback(blocks[layer].register_forward_hook(watch(layer)).remove)
-        with suppress(_EnoughSeenError):
-            yield
+        with ExitStack() as stack:
+            for layer in layers:
+                stack.callback(self._model.blocks[layer].register_forward_hook(watch(layer)).remove)
+            with suppress(_EnoughSeenError):
+                yield
 
 
 def computes_trees(model: "SteerableModel") -> bool:
@@ -162,11 +162,11 @@ def computes_trees(model: "SteerableModel") -> bool:
     last = [len(model.blocks) - 1]
     found: list[list[Tensor]] = []
     for trees in (False, True):
-        runner = PackRunner(model, probe, float32=True, trees=trees)
+        runner = PackRunner(model, probe, last, float32=True, trees=trees)
         seen: list[Tensor] = []
         try:
             for pack in runner.packs():
-                runner.observe(pack, last, lambda layer, hidden, seen=seen: seen.append(hidden.float()))  # type: ignore[misc]
+                runner.observe(pack, lambda layer, hidden, seen=seen: seen.append(hidden.float()))  # type: ignore[misc]
                 found.append([seen[-1][pack.reply(pack.members.index(one))] for one in range(len(probe))])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
             # A family that takes no such mask fails in its own way; as rows it must run, or nothing does.

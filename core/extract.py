@@ -111,7 +111,7 @@ def extract(
     sequences = [one for pair in ordinary for one in encode_pair(model, pair)]
     _check_lengths(ordinary, sequences, check_extraction_positions(positions), source)
     estimates = {layer: estimator(model.width) for layer in chosen}
-    runner = PackRunner(model, sequences, group=2, tokens=tokens, float32=True)
+    runner = PackRunner(model, sequences, chosen, group=2, tokens=tokens, float32=True)
     for pack in runner.packs():
         weights = _weights(pack, positions)
 
@@ -119,7 +119,7 @@ def extract(
             states = (weights.to(hidden.device) @ hidden.float()).cpu()
             estimates[layer].update(states[0::2], states[1::2])
 
-        runner.observe(pack, chosen, observe)
+        runner.observe(pack, observe)
         if progress is not None:
             progress(len(pack.members) // 2)
     return SteeringVector(

@@ -103,11 +103,11 @@ class SteerableModel:
         """
         chosen = self.choose_layers(layers)
         rendered = [self.render(prompt) for prompt in prompts]
-        runner = PackRunner(self, [Encoded(tokens, ()) for tokens in rendered], trees=False)
+        runner = PackRunner(self, [Encoded(tokens, ()) for tokens in rendered], chosen, trees=False)
         states: list[Tensor] = [torch.empty(0)] * len(rendered)
         for pack in runner.packs():
             found: dict[int, Tensor] = {}
-            runner.observe(pack, chosen, found.__setitem__)
+            runner.observe(pack, found.__setitem__)
             for place, member in enumerate(pack.members):
                 states[member] = torch.stack([found[layer][pack.paths[place]] for layer in chosen])
         return states

@@ -54,15 +54,16 @@ def test_every_room_is_named_in_each_place_that_packaging_needs() -> None:
 
 
 def test_a_wheel_holds_the_whole_tree_and_nothing_beside_engrain(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True)
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("engrain-*.whl")
     from zipfile import ZipFile
 
     names = {name for name in ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert {name.split("/")[0] for name in names} == {"engrain"}
-    listed = subprocess.run(["git", "ls-files", *ALLOWED, "src/engrain"], cwd=ROOT, capture_output=True, text=True, check=True)
-    tracked = {path.removeprefix("src/engrain/") for path in listed.stdout.splitlines()} - set(ALLOWED)
+    git = ["git", "-C", str(ROOT), "ls-files", *ALLOWED, "src/engrain"]
+    listed = subprocess.run(git, check=True, capture_output=True, text=True).stdout.splitlines()
+    tracked = {path.removeprefix("src/engrain/") for path in listed} - set(ALLOWED)
     assert {f"engrain/{path}" for path in tracked} <= names
     assert "engrain/behaviors/listening/pairs.jsonl" in names
     assert "engrain/py.typed" in names

@@ -8,7 +8,7 @@ _HERE = Path(__file__).parent
 
 BEHAVIOR = Behavior(
     name="mode_awareness",
-    description="Replies in the mode of the talk: thinking, deciding, executing, debugging, venting, learning or reviewing.",
+    description="Replies in the mode of the conversation: thinking, deciding, executing, venting, learning and so on.",
     pairs=lambda: PairSet.read(_HERE / "pairs.jsonl"),
     scenarios=lambda: read_scenarios(_HERE / "scenarios.jsonl"),
     instruction=(

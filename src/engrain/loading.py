@@ -1,5 +1,6 @@
 """Loading a model by name."""
 
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engrain.core.errors import ModelError
@@ -32,7 +33,7 @@ def load(
                 found.folder, dtype=dtype or found.dtype, use_safetensors=True, **spread
             )
             if not spread:
-                hf = hf.to(device)
+                torch.nn.Module.to(hf, device)
             tokenizer = AutoTokenizer.from_pretrained(found.folder)
     except (AttributeError, ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
         raise ModelError(f"'{name}' cannot be loaded: {' '.join(str(error).split())[:300]}") from error

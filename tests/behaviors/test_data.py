@@ -6,14 +6,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from engrain.core.contrast import PairSet, screen
-from engrain.plugins.behavior import Behavior
-from engrain.plugins.manager import build_manager
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from engrain.core.contrast import PairSet, screen
+from engrain.plugins.behavior import Behavior
+from engrain.plugins.manager import build_manager
 
 NAMES = ("listening", "mode_awareness", "not_rushing")
 MARKS = [*".,?!:;-\u2014\u2013\"'()\u2026`*/", "\n"]

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engrain.core.contrast import SPLITS, Message, PairSet, parse_pair, screen, split_of
-from engrain.core.errors import DataError, UnknownNameError
 from hypothesis import given
 from hypothesis import strategies as st
+
+from engrain.core.contrast import SPLITS, Message, PairSet, parse_pair, screen, split_of
+from engrain.core.errors import DataError, UnknownNameError
 
 GOOD = {"prompt": "Tea or coffee?", "positive": "Tea.", "negative": "It depends on many things."}
 
@@ -60,7 +61,10 @@ def test_unknown_keys_are_kept(tmp_path: Path) -> None:
         (GOOD | {"history": "hi"}, "list of messages"),
         (GOOD | {"history": [{"role": "tool", "content": "x"}]}, "role 'tool'"),
         (GOOD | {"messages": [{"role": "user", "content": "x"}]}, "take out 'prompt'"),
-        ({"messages": [{"role": "assistant", "content": "x"}], "positive": "b", "negative": "c"}, "must be the user's"),
+        (
+            {"messages": [{"role": "assistant", "content": "x"}], "positive": "b", "negative": "c"},
+            "must be the user's",
+        ),
         ({"messages": [], "positive": "b", "negative": "c"}, "'messages' is empty"),
     ],
 )
@@ -101,10 +105,12 @@ def test_whatever_the_bytes_reading_gives_pairs_or_a_data_error(
 ) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "pairs.jsonl"
     path.write_bytes(data)
+    said = ""
     try:
         assert len(PairSet.read(path)) > 0
     except DataError as error:
-        assert "\n" not in str(error)
+        said = str(error)
+    assert "\n" not in said
 
 
 _TEXT = st.text(min_size=1, max_size=8)
@@ -114,7 +120,18 @@ _JSON: Any = st.recursive(
     max_leaves=6,
 )
 _KEYS = st.sampled_from(
-    ["prompt", "positive", "negative", "messages", "history", "system", "boundary", "scenario", "negative_history", "id"]
+    [
+        "prompt",
+        "positive",
+        "negative",
+        "messages",
+        "history",
+        "system",
+        "boundary",
+        "scenario",
+        "negative_history",
+        "id",
+    ]
 )
 
 

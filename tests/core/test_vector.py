@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from engrain.core.errors import EngrainError, LayerError, OutputExistsError, VectorError, WidthError
-from engrain.core.fingerprint import Fingerprint
-from engrain.core.vector import Calibration, SteeringVector
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
+
+from engrain.core.errors import EngrainError, LayerError, OutputExistsError, VectorError, WidthError
+from engrain.core.fingerprint import Fingerprint
+from engrain.core.vector import Calibration, SteeringVector
 
 PRINT = Fingerprint("here", "Tiny", "sha256:a", "sha256:b", "sha256:c", "sha256:d", "float32")
 
@@ -64,7 +65,8 @@ def test_arithmetic_is_that_of_the_directions() -> None:
     one, other = make(seed=1), make(seed=2)
     assert torch.equal((one + other).at(2), one.at(2) + other.at(2))
     assert same(one + other - other, one) or torch.allclose((one + other - other).at(0), one.at(0))
-    assert same(-(-one), one)
+    opposite = -one
+    assert same(-opposite, one)
     assert torch.equal((2 * one).at(0), one.at(0) * 2)
     assert one.cosine(one * 3.0)[0] == pytest.approx(1)
     assert one.cosine(-one)[2] == pytest.approx(-1)
@@ -119,7 +121,7 @@ def header(entries: dict[str, Any], body: bytes = b"") -> bytes:
         (struct.pack("<Q", 2**63) + b"{}", "announces a header"),
         (struct.pack("<Q", 2) + b"{}", "holds 0 tensors"),
         (struct.pack("<Q", 4) + b"nope", "not JSON"),
-        (header({"model.embed": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)), "named 'layer.<i>'"),
+        (header({"embed": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)), "named 'layer.<i>'"),
         (header({"layer.-1": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)), "named 'layer.<i>'"),
         (header({"layer.01": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)), "named 'layer.<i>'"),
         (header({"layer.0": {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]}}, bytes(4)), "float32"),

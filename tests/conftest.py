@@ -1,0 +1,39 @@
+"""A home of its own for every test, and models to test on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engrain.core.model import SteerableModel
+from tiny import FAMILIES, tiny
+
+
+@pytest.fixture(autouse=True)
+def own_home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the user's is read or written, but for the converted demo model, which is only read."""
+    monkeypatch.setenv("ENGRAIN_HOME", str(tmp_path / "engrain-home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if request.node.get_closest_marker("demo") is None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> SteerableModel:
+    """Each family in turn."""
+    return tiny(request.param)
+
+
+@pytest.fixture
+def llama() -> SteerableModel:
+    """One family, where the family does not matter."""
+    return tiny("llama")
+
+
+@pytest.fixture
+def clean(model: SteerableModel) -> Iterator[SteerableModel]:
+    """A family's model, checked for hooks that were left behind."""
+    yield model
+    left = [name for name, module in model.hf.named_modules() if module._forward_hooks or module._forward_pre_hooks]
+    assert left == []
