@@ -313,5 +313,6 @@ def _project(rows: Sequence[Sequence[Active]], layer: int, width: int) -> _Proje
             target[index, 0, place] = one.strength * length if one.operation == "clamp" else 0.0
         if row:
             # The coordinates of h in the span of the units: rows of the pseudo-inverse; the unit itself when alone.
-            duals[index, : len(row)] = torch.linalg.pinv(units[index, : len(row)]).T
+            # Two copies of a direction differ by float32 rounding; without the tolerance that would be a direction too.
+            duals[index, : len(row)] = torch.linalg.pinv(units[index, : len(row)], rtol=1e-4).T
     return _Projection(units.float(), duals.float(), gain.float(), target.float())

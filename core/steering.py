@@ -138,8 +138,12 @@ class Steering:
                 if before not in (None, len(rows)):
                     raise InputError(f"Steering tells {before} rows apart already; it cannot also tell {len(rows)}.")
                 self._rows = len(rows)
-            added += [self.add(active) for active in actives]
-            added += [self.add(active, row) for row, own in enumerate(rows or ()) for active in own]
+            # One by one: what is on already comes off again when a later one does not fit.
+            for active in actives:
+                added.append(self.add(active))
+            for row, own in enumerate(rows or ()):
+                for active in own:
+                    added.append(self.add(active, row))
             yield added
         finally:
             for handle in added:
