@@ -1,11 +1,13 @@
 """How anything is added to engrain; this is what a plugin imports."""
 
-from engrain.core.contrast import ContrastPair, Message, PairSet
+from engrain.core.contrast import SPLITS, ContrastPair, Message, PairSet
 from engrain.plugins.behavior import Behavior, Scenario, read_scenarios
+from engrain.plugins.manager import build_manager
 from engrain.plugins.source import ModelFiles
 from engrain.plugins.spec import RegisterBehavior, hookimpl
 
 __all__ = [
+    "SPLITS",
     "Behavior",
     "ContrastPair",
     "Message",
@@ -13,6 +15,7 @@ __all__ = [
     "PairSet",
     "RegisterBehavior",
     "Scenario",
+    "build_manager",
     "hookimpl",
     "read_scenarios",
 ]

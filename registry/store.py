@@ -176,10 +176,9 @@ class Store:
             manifest["annotations"] = {refer.PARENTS_KEY: listed.decode()}
         raw = refer.canonical(manifest, what)
         digest = refer.sha256(raw)
-
-        last = self._history(kind, name)[-1:]
-        if last and last[0].digest == digest:
-            return self._version(kind, name, last[0])
+        history = self._history(kind, name)
+        if history and history[-1].digest == digest:
+            return self._version(kind, name, history[-1])
         with _writing(self.root):
             self._found()
             for layer, source in blobs:

@@ -1,6 +1,8 @@
 """References: one grammar, read and written the same way; manifests and version lines that are not trusted."""
 
 import json
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,21 @@ import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engrain.core.errors import InputError, IntegrityError, UnknownNameError
-from engrain.registry.reference import KINDS, Parent, Reference, VersionLine, check_manifest, frame, sha256
+from engrain.core.errors import EngrainError, InputError, IntegrityError, UnknownNameError
+from engrain.registry.reference import (
+    KINDS,
+    Parent,
+    Reference,
+    VersionLine,
+    canonical,
+    check_manifest,
+    describe,
+    fan_out,
+    frame,
+    parse_object,
+    sha256,
+)
+from engrain.registry.store import Store, Version
 
 names = st.from_regex(r"[a-z][a-z0-9_-]{0,127}", fullmatch=True)
 kinds = st.sampled_from(KINDS)
@@ -186,3 +201,191 @@ def test_a_version_line_that_is_not_what_was_written_is_named_with_its_number(ra
     assert VersionLine.parse(line(later="fields"), Path("versions.jsonl"), 2).digest == DIGEST
     with pytest.raises(IntegrityError, match=r"'versions\.jsonl', line 2 "):
         VersionLine.parse(raw, Path("versions.jsonl"), 2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b'"layers":', b'"layers": '), (b'"schemaVersion":2', b'"schemaVersion":2,"schemaVersion":2'), (b":2}", b":2.0}")],
+)
+def test_a_manifest_that_another_program_may_read_otherwise_is_refused(old: bytes, new: bytes) -> None:
+    raw = rfc8785.dumps(manifest()).replace(old, new)
+    assert raw.count(new) == 1
+    with pytest.raises(ValueError, match="not canonical JSON"):
+        check_manifest(parse_object(raw, "it"), raw, "vector")
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"a":NaN', b"5"])
+def test_what_is_not_a_json_object_is_refused(raw: bytes) -> None:
+    with pytest.raises(IntegrityError, match="'somewhere' is not"):
+        parse_object(raw, "'somewhere'")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 2**53, {1, 2}, "\ud800", {1: 2}])
+def test_a_value_that_json_cannot_hold_is_refused(value: object) -> None:
+    with pytest.raises(InputError, match="'vector/x' holds something that JSON cannot"):
+        canonical({"a": value}, "vector/x")
+
+
+@pytest.mark.parametrize("digest", ["sha256:../../registry.json", "sha256:" + "/" * 64, "x", DIGEST + "\n", ""])
+def test_a_digest_that_is_a_path_is_refused(digest: str) -> None:
+    with pytest.raises(InputError, match="64 hex digits"):
+        fan_out(Path("objects"), digest)
+
+
+def test_only_regular_files_are_taken_in(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"secret")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name, why in {"link": "symbolic link", "folder": "regular", "pipe": "regular", "none": "No such file"}.items():
+        with pytest.raises(InputError, match=why):
+            describe(tmp_path / name, "text/plain")
+
+
+# Damage in a whole store.
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # only a power cut shows the difference
+    return Store(tmp_path / "home")
+
+
+def publish(store: Store, text: str = "one", name: str = "brevity") -> Version:
+    return store.publish("vector", name, config={"text": text}, files={"x.bin": text.encode()})
+
+
+def refused(error: type[EngrainError], match: str, *acts: Callable[[], object]) -> None:
+    for act in acts:
+        with pytest.raises(error, match=match):
+            act()
+
+
+def overwrite(path: Path, raw: bytes) -> None:
+    path.chmod(0o644)
+    path.write_bytes(raw)
+
+
+def history_file(store: Store) -> Path:
+    return store.root / "names" / "vector" / "brevity" / "versions.jsonl"
+
+
+def test_one_flipped_bit_is_found_in_every_blob_and_manifest(store: Store) -> None:
+    version = publish(store)
+    paths = [*store.root.glob("objects/sha256/*/*"), *store.root.glob("manifests/sha256/*/*")]
+    assert len(paths) == 3
+    for path in paths:
+        raw = path.read_bytes()
+        overwrite(path, raw[:-1] + bytes([raw[-1] ^ 1]))
+        with pytest.raises(IntegrityError, match=path.name):
+            store.read(f"sha256:{path.parent.name}{path.name}")
+        with pytest.raises(IntegrityError, match=path.name):
+            _ = store.resolve("vector/brevity").config, version.path("x.bin")
+        overwrite(path, raw)
+    assert store.resolve("vector/brevity").path("x.bin").read_bytes() == b"one"
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "link", "folder"])
+def test_an_object_that_is_not_the_whole_file_is_found(store: Store, tmp_path: Path, damage: str) -> None:
+    version = publish(store)
+    path = version.path("x.bin")
+    path.rename(tmp_path / "kept")
+    if damage == "cut":
+        path.write_bytes(b"on")
+    elif damage == "link":
+        path.symlink_to(tmp_path / "kept")
+    elif damage == "folder":
+        path.mkdir()
+    refused(IntegrityError, path.name, lambda: version.path("x.bin"))
+    refused(IntegrityError, path.name, lambda: store.read(version.manifest["layers"][0]["digest"]))
+
+
+def test_a_large_file_is_checked_by_its_size_and_not_hashed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = publish(store)
+    path = version.path("x.bin")
+    monkeypatch.setattr("engrain.registry.store._REHASH_LIMIT", 3)
+    overwrite(path, b"two")
+    assert version.path("x.bin") == path
+    overwrite(path, b"on")
+    refused(IntegrityError, "is not a file of 3 bytes", lambda: version.path("x.bin"))
+
+
+def test_a_cut_object_is_replaced_when_its_content_is_published_again(store: Store) -> None:
+    path = publish(store, "one").path("x.bin")
+    overwrite(path, b"")
+    publish(store, "two")
+    assert publish(store, "one").path("x.bin").read_bytes() == b"one"
+
+
+def test_a_hostile_manifest_with_a_right_digest_and_a_right_line_is_named(store: Store) -> None:
+    raw = rfc8785.dumps(publish(store).manifest | {"layers": [{"digest": "sha256:../../../etc/passwd"}]})
+    path = fan_out(store.root / "manifests", sha256(raw))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(raw)
+    history_file(store).write_bytes(line(v=1, manifest=sha256(raw)) + b"\n")
+    refused(
+        IntegrityError,
+        r"manifests/sha256.*lacks a media type, a digest or a size",
+        lambda: store.resolve("vector/brevity"),
+        lambda: store.versions("vector", "brevity"),
+    )
+
+
+def test_every_cut_of_the_last_line_is_passed_over_and_mended(store: Store) -> None:
+    publish(store, "one")
+    start = history_file(store).stat().st_size
+    publish(store, "two")
+    raw = history_file(store).read_bytes()
+    for end in range(start, len(raw)):
+        history_file(store).write_bytes(raw[:end])
+        assert store.resolve("vector/brevity").number == 1
+    assert publish(store, "three").number == 2
+    assert [version.config["text"] for version in store.versions("vector", "brevity")] == ["one", "three"]
+
+
+def test_a_changed_line_is_an_error_with_file_and_line_and_nothing_is_appended(store: Store) -> None:
+    for text in ("one", "two", "three"):
+        publish(store, text)
+    raw = history_file(store).read_bytes()
+    lines = raw.splitlines(keepends=True)
+    damaged = {
+        2: [
+            raw.replace(b'"v":2', b'"v":5'),
+            lines[0] + lines[2],
+            lines[0] + b"\n" + lines[2],
+            lines[0] + lines[1].replace(b'"actor":"', b'"actor":"x') + lines[2],
+            lines[0] + b"\0" * (len(lines[1]) - 1) + b"\n" + lines[2],
+        ],
+        3: [lines[0] + lines[1] + lines[1], lines[0] + lines[1] + lines[2].replace(b"sha256:", b"sha257:")],
+    }
+    for number, histories in damaged.items():
+        for history in histories:
+            history_file(store).write_bytes(history)
+            refused(
+                IntegrityError,
+                rf"versions\.jsonl', line {number}\b",
+                lambda: store.resolve("vector/brevity@1"),
+                lambda: publish(store, "four"),
+            )
+            assert history_file(store).read_bytes() == history
+
+
+def test_one_damaged_name_does_not_hide_the_others(store: Store, tmp_path: Path) -> None:
+    publish(store)
+    publish(store, name="other")
+    history_file(store).write_bytes(b"rubbish\n")
+    (store.root / "names" / "vector" / "linked").symlink_to(tmp_path)
+    (store.root / "names" / "vector" / "empty").mkdir()
+    (store.root / "names" / "vector" / "stray").write_bytes(b"")
+    assert store.names("vector") == ["brevity", "linked", "other"]
+    assert store.resolve("vector/other").number == 1
+
+
+def test_a_name_that_is_a_symbolic_link_is_neither_read_nor_written(store: Store, tmp_path: Path) -> None:
+    publish(store)
+    outside = tmp_path / "outside"
+    history_file(store).parent.rename(outside)
+    history_file(store).parent.symlink_to(outside)
+    before = (outside / "versions.jsonl").read_bytes()
+    refused(IntegrityError, "symbolic link", lambda: store.resolve("vector/brevity"), lambda: publish(store, "two"))
+    assert (outside / "versions.jsonl").read_bytes() == before
