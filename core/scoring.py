@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engrain.core.capture import PackRunner
@@ -114,7 +115,11 @@ def _scored(path: Tensor, prompt_length: int) -> Tensor:
 
 
 def bootstrap_interval(
-    values: Sequence[float] | Tensor, scenarios: Sequence[str], *, seed: int = 0, resamples: int = RESAMPLES
+    values: Sequence[float] | Tensor | NDArray[np.float64],
+    scenarios: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> tuple[float, float]:
     """Return the 95 % percentile interval of the mean, resampling whole scenarios (Efron and Tibshirani, 1993).
 

@@ -1,6 +1,7 @@
 """Loading a model by name."""
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engrain.core.errors import ModelError
@@ -35,7 +36,7 @@ def load(
             if not spread:
                 torch.nn.Module.to(hf, device)
             tokenizer = AutoTokenizer.from_pretrained(found.folder)
-    except (AttributeError, ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
+    except (AttributeError, ImportError, KeyError, OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise ModelError(f"'{name}' cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     return SteerableModel(hf, tokenizer, found.source, sorted(found.folder.glob("*.safetensors")))
 

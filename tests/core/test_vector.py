@@ -46,7 +46,7 @@ def test_saving_and_loading_is_identity(tmp_path: Path) -> None:
 
 def test_the_same_directions_give_the_same_bytes() -> None:
     forwards = make(layers=tuple(range(12)))
-    backwards = SteeringVector(dict(reversed(forwards.directions.items())))
+    backwards = SteeringVector(dict(reversed(list(forwards.directions.items()))))
     assert forwards.to_safetensors() == backwards.to_safetensors()
 
 

@@ -98,7 +98,8 @@ def test_a_plugins_command_is_run_and_a_broken_one_says_so(site: Path) -> None:
         "import click\nfrom engrain.plugins import hookimpl\n"
         "@click.command()\ndef hello():\n    click.echo('hello there')\n"
         "def fail():\n    raise ImportError('half installed')\n"
-        "@hookimpl\ndef register_commands(register):\n    register('hello', lambda: hello)\n    register('fail', fail)\n"
+        "@hookimpl\ndef register_commands(register):\n"
+        "    register('hello', lambda: hello)\n    register('fail', fail)\n"
     )
     add(site, "verbs", module)
     assert engrain(site, "hello").stdout == "hello there\n"

@@ -108,28 +108,17 @@ def evaluate_command(
 
 
 def _print(found: dict[str, Any], steering: list[dict[str, Any]]) -> None:
-    where = ", ".join(
-        f"{one['vector']} at {','.join(map(str, one['layers']))} x {one['strength']:.3g}" for one in steering
-    )
-    table = Table("", "n", "base margin", "edited margin", "base wins", "edited wins", "effect (95 %)", title=where)
-    for name, part in (("pairs", found), ("boundary pairs", found["boundary"])):
-        if part is None:
-            continue
-        base, edited, interval = part["base"], part["edited"], part["effect_ci95"]
-        shown = f" [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else ""
-        table.add_row(
-            name,
-            str(base["n"]),
-            f"{base['margin']:+.3f}",
-            f"{edited['margin']:+.3f}",
-            f"{base['win_rate']:.0%}",
-            f"{edited['win_rate']:.0%}",
-            f"{part['effect']:+.3f}{shown}".replace("[", "\\["),
-        )
-    console = Console()
-    console.print(table)
+    for one in steering:
+        click.echo(f"{one['vector']} at layer {','.join(map(str, one['layers']))}, strength {one['strength']:.3g}")
+    columns = [("pairs", found), ("boundary pairs", found["boundary"])]
+    shown = [(name, part) for name, part in columns if part is not None]
+    table = Table("", *(f"{part['base']['n']} {name}" for name, part in shown))
+    for label, key, form in (("margin (nats per token)", "margin", "+.3f"), ("positive preferred", "win_rate", ".0%")):
+        table.add_row(label, *(f"{part['base'][key]:{form}} to {part['edited'][key]:{form}}" for _, part in shown))
+    table.add_row("effect (nats per token)", *(f"{part['effect']:+.3f}" for _, part in shown))
+    intervals = [part["effect_ci95"] for _, part in shown]
+    table.add_row("95 % interval", *(f"{i[0]:+.3f} to {i[1]:+.3f}" if i else "one scenario" for i in intervals))
+    Console().print(table)
     neutral = found["neutral"]
-    console.print(
-        f"margins in nats per reply token; neutral text: KL {neutral['kl_mean']:.3f} nats on average, "
-        f"{neutral['kl_p95']:.3f} at the 95th percentile of {neutral['positions']} positions"
-    )
+    mean, p95 = neutral["kl_mean"], neutral["kl_p95"]
+    click.echo(f"neutral text: KL {mean:.3f} nats (95th percentile {p95:.3f}) over {neutral['positions']} positions")

@@ -1,0 +1,186 @@
+"""Scores against their definitions, on every family."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from engrain.core.calibrate import calibrate
+from engrain.core.composition import activate
+from engrain.core.contrast import ContrastPair, Message, PairSet
+from engrain.core.errors import DataError, InputError
+from engrain.core.evaluate import evaluate
+from engrain.core.extract import encode_pair, extract
+from engrain.core.model import SteerableModel
+from engrain.core.neutral import SHIPPED, read_neutral
+from engrain.core.packing import Encoded
+from engrain.core.scoring import NeutralScorer, bootstrap_interval, margins
+from engrain.core.vector import SteeringVector
+
+
+def pairs(count: int = 8) -> PairSet:
+    made = [
+        ContrastPair(
+            (Message("user", f"Number {i}?"),),
+            f"it is {i * 7}",
+            f"who knows {i}",
+            scenario=f"s{i}",
+            boundary=i % 4 == 3,
+        )
+        for i in range(count)
+    ]
+    return PairSet(tuple(made))
+
+
+def steer(model: SteerableModel, strength: float = 3.0) -> SteeringVector:
+    generator = torch.Generator().manual_seed(1)
+    return SteeringVector({layer: torch.randn(32, generator=generator) / 6 for layer in range(3)}, "v") * strength
+
+
+def log_probability(model: SteerableModel, sequence: Encoded) -> Tensor:
+    """Log-probabilities of the reply's tokens, by one plain forward pass."""
+    tokens = torch.tensor([sequence.prompt + sequence.reply])
+    with torch.no_grad():
+        scores = model.hf(tokens, use_cache=False).logits[0].float().log_softmax(-1)
+    start = len(sequence.prompt)
+    return torch.stack([scores[place - 1, tokens[0, place]] for place in range(start, tokens.shape[1])])
+
+
+@pytest.mark.parametrize("strength", [0.0, 3.0])
+def test_a_margin_is_the_difference_of_mean_log_probabilities_per_token(clean: SteerableModel, strength: float) -> None:
+    with clean.steer(activate(steer(clean), "all", strength)):
+        found = margins(clean, pairs().pairs)
+        for pair, margin in zip(pairs(), found.tolist(), strict=True):
+            positive, negative = (log_probability(clean, one).double().mean() for one in encode_pair(clean, pair))
+            assert margin == pytest.approx(float(positive - negative), abs=1e-4)
+
+
+@pytest.mark.parametrize("positions", ["prompt", "generated", "from:3"])
+def test_a_margin_under_positional_steering_knows_what_is_prompt(clean: SteerableModel, positions: str) -> None:
+    from engrain.core.composition import TokenLayout
+
+    with clean.steer(activate(steer(clean), "all", 1.0, positions)):
+        found = margins(clean, pairs(3).pairs)
+        for pair, margin in zip(pairs(3), found.tolist(), strict=True):
+            means = []
+            for one in encode_pair(clean, pair):
+                index = torch.arange(len(one.prompt) + len(one.reply))[None]
+                with clean.steering.layout(TokenLayout(index, index >= len(one.prompt))):
+                    means.append(float(log_probability(clean, one).mean()))
+            assert margin == pytest.approx(means[0] - means[1], abs=1e-4)
+
+
+def test_divergence_is_the_mean_of_the_kl_at_every_scored_position(clean: SteerableModel) -> None:
+    raw = Encoded((), tuple(range(40, 60)))
+    chat = clean.encode("Hello?", "Good day.")
+    edit = activate(steer(clean), "all", 1.0)
+    expected = []
+    for one in (raw, chat):
+        tokens = torch.tensor([one.prompt + one.reply])
+        with torch.no_grad():
+            base = clean.hf(tokens, use_cache=False).logits[0].double().log_softmax(-1)
+            with clean.steer(edit):
+                edited = clean.hf(tokens, use_cache=False).logits[0].double().log_softmax(-1)
+        kl = (base.exp() * (base - edited)).sum(-1)
+        expected.append(kl[len(one.prompt) - 1 : -1] if one.prompt else kl)
+    pooled = torch.cat(expected)
+    found = NeutralScorer(clean, [raw, chat]).divergence(lambda: clean.steer(edit))
+    assert found.positions == len(pooled)
+    assert found.kl_mean == pytest.approx(float(pooled.mean()), rel=1e-3)
+    assert found.kl_p95 == pytest.approx(float(pooled.quantile(0.95)), rel=1e-3)
+
+
+def test_divergence_of_no_edit_is_zero_and_what_is_remembered_changes_nothing(llama: SteerableModel) -> None:
+    texts = [llama.encode("Hello?", "Good day."), llama.encode("And?", "No.")]
+    scorer = NeutralScorer(llama, texts, remember=True)
+    edit = activate(steer(llama), 1, 1.0)
+    first = scorer.divergence(lambda: llama.steer(edit))
+    assert scorer.divergence(lambda: llama.steer()).kl_mean == pytest.approx(0, abs=1e-6)
+    assert scorer.divergence(lambda: llama.steer(edit)) == first
+
+
+def test_the_interval_covers_the_mean_and_shrinks_with_more_scenarios() -> None:
+    values = np.random.default_rng(0).normal(1, 1, 400)
+    wide = bootstrap_interval(values[:40], [str(i) for i in range(40)])
+    narrow = bootstrap_interval(values, [str(i) for i in range(400)])
+    assert wide[0] < values[:40].mean() < wide[1]
+    assert narrow[1] - narrow[0] < (wide[1] - wide[0]) / 2
+    # A normal mean's own interval, from theory.
+    assert narrow[1] - narrow[0] == pytest.approx(2 * 1.96 * values.std() / math.sqrt(400), rel=0.1)
+
+
+def test_pairs_of_one_scenario_are_drawn_together() -> None:
+    values = np.repeat(np.random.default_rng(0).normal(0, 1, 20), 10)
+    together = bootstrap_interval(values, [str(i // 10) for i in range(200)])
+    apart = bootstrap_interval(values, [str(i) for i in range(200)])
+    assert together[1] - together[0] > 2.5 * (apart[1] - apart[0])
+
+
+def test_the_same_seed_gives_the_same_interval_and_one_scenario_gives_none() -> None:
+    values, names = [0.1, 0.5, -0.2, 0.3], ["a", "b", "c", "d"]
+    assert bootstrap_interval(values, names, seed=1) == bootstrap_interval(values, names, seed=1)
+    with pytest.raises(InputError, match="two scenarios"):
+        bootstrap_interval(values, ["a"] * 4)
+
+
+def test_an_evaluation_keeps_boundary_pairs_apart(llama: SteerableModel) -> None:
+    edit = activate(steer(llama), 1, 1.0)
+    texts = [llama.encode("Hello?", "Good day.")]
+    found = evaluate(llama, pairs(), texts, lambda: llama.steer(edit))
+    assert found.boundary is not None
+    assert (found.ordinary.base.n, found.boundary.base.n) == (6, 2)
+    before = margins(llama, pairs().ordinary.pairs)
+    with llama.steer(edit):
+        after = margins(llama, pairs().ordinary.pairs)
+    assert found.ordinary.effect == pytest.approx(float((after - before).mean()), abs=1e-6)
+    low, high = found.ordinary.effect_ci95 or (0, 0)
+    assert low <= found.ordinary.effect <= high
+    assert found.to_json()["effect"] == found.ordinary.effect
+    with pytest.raises(DataError, match="not a boundary pair"):
+        evaluate(llama, pairs().boundary, texts, lambda: llama.steer(edit))
+
+
+def test_calibration_stays_within_the_budget_and_takes_the_largest_effect(llama: SteerableModel) -> None:
+    some = pairs(24)
+    vector = extract(llama, some)
+    texts = [Encoded((), tuple(range(start, start + 30))) for start in (10, 60, 120)]
+    found, doses = calibrate(llama, vector, some, texts, [0, 1, 2], kl_budget=0.05)
+    assert found.calibration is not None
+    assert all(dose.kl_mean <= 0.05 for dose in doses)
+    best = max(doses, key=lambda dose: dose.effect)
+    assert (found.calibration.layer, found.calibration.strength) == (best.layer, best.strength)
+    assert max(dose.kl_mean for dose in doses) >= 0.04
+    assert llama.steering.handles == ()
+
+
+def test_a_vector_that_does_nothing_good_is_not_calibrated(llama: SteerableModel) -> None:
+    some = pairs(24)
+    wrong = -extract(llama, some)
+    texts = [Encoded((), tuple(range(10, 40)))]
+    with pytest.raises(InputError, match=r"no dose with an effect above 0 within 0.01 nats; layers: 1 \(-"):
+        calibrate(llama, wrong, some, texts, [1], kl_budget=0.01)
+
+
+def test_the_shipped_neutral_text_is_read_and_split(llama: SteerableModel) -> None:
+    whole = read_neutral(llama)
+    assert len(whole) >= 100
+    parts = [read_neutral(llama, split=split) for split in ("train", "calibration", "test")]
+    assert sorted(map(hash, whole)) == sorted(hash(one) for part in parts for one in part)
+    assert any(not one.prompt for one in whole)
+    assert any(one.prompt for one in whole)
+    assert SHIPPED.is_file()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"text": ""}', "{}", '{"text": "a", "messages": []}', '{"messages": [{"role": "user", "content": "x"}]}', "["],
+)
+def test_a_bad_neutral_line_is_named(
+    llama: SteerableModel, line: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("neutral") / "n.jsonl"
+    path.write_text('{"text": "fine"}\n' + line)
+    with pytest.raises(DataError, match=r"n\.jsonl, line 2"):
+        read_neutral(llama, path)
