@@ -10,7 +10,7 @@ from engrain.core.contrast import PairSet
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
-from engrain.core.scoring import Divergence, NeutralScorer, margins
+from engrain.core.scoring import Divergence, NeutralScorer, bootstrap_interval, margins
 from engrain.core.vector import Calibration, SteeringVector
 
 # Nats of mean KL(base || steered) on neutral text.
@@ -29,6 +29,7 @@ class Dose:
         layer: decoder block, counted from 0.
         strength: factor on the direction as stored.
         effect: mean change of the preference margin on the calibration pairs, nats per token.
+        effect_low: lower end of its 95 % bootstrap interval over scenarios.
         kl_mean: mean KL(base || steered) on neutral text, nats.
         kl_p95: its 95th percentile over token positions, nats.
     """
@@ -36,6 +37,7 @@ class Dose:
     layer: int
     strength: float
     effect: float
+    effect_low: float
     kl_mean: float
     kl_p95: float
 
@@ -54,11 +56,11 @@ def calibrate(
     kl_budget: float = KL_BUDGET,
     progress: Callable[[Dose], None] | None = None,
 ) -> tuple[SteeringVector, list[Dose]]:
-    """Choose the layer and the strength with the most effect within the budget.
+    """Choose the layer and the strength with the most certain effect within the budget.
 
     At each layer the strength is found at which the divergence on neutral text reaches the budget: it grows nearly
     with the square of the strength, so a few steps do. The effect is measured there, and at the best layer at half
-    of that strength too.
+    of that strength too. The dose is chosen by the lower end of the effect's interval.
 
     Args:
         model: the model, unsteered.
@@ -73,17 +75,19 @@ def calibrate(
         The vector with its calibration, and every dose that was measured.
 
     Raises:
-        InputError: no layer to try, or no dose within the budget has an effect above 0.
+        InputError: pairs of fewer than two scenarios, no layer to try, or no dose within the budget has an effect above 0.
     """
     ordinary = pairs.ordinary.pairs
+    scenarios = [pair.scenario for pair in ordinary]
     base = margins(model, ordinary)
     scorer = NeutralScorer(model, neutral, remember=True)
     doses: list[Dose] = []
 
     def measure(layer: int, strength: float, found: Divergence) -> None:
         with model.steer(activate(vector, layer, strength)):
-            effect = float((margins(model, ordinary) - base).mean())
-        doses.append(Dose(layer, strength, effect, found.kl_mean, found.kl_p95))
+            gain = margins(model, ordinary) - base
+        low, _ = bootstrap_interval(gain, scenarios)
+        doses.append(Dose(layer, strength, float(gain.mean()), low, found.kl_mean, found.kl_p95))
         if progress is not None:
             progress(doses[-1])
 
@@ -91,12 +95,13 @@ def calibrate(
         within = _largest_within(model, vector, layer, scorer, kl_budget)
         if within is not None:
             measure(layer, *within)
-    best = max(doses, key=lambda dose: dose.effect, default=None)
+    # By the lower end: of several layers, the largest mean on a few dozen pairs is often luck.
+    best = max(doses, key=lambda dose: dose.effect_low, default=None)
     if best is not None:
         # The most that the budget allows may be past the dose at which the effect is largest.
         half = best.strength / 2
         measure(best.layer, half, scorer.divergence(partial(model.steer, activate(vector, best.layer, half))))
-        best = max(doses, key=lambda dose: dose.effect)
+        best = max(doses, key=lambda dose: dose.effect_low)
     if best is None or best.effect <= 0:
         tried = ", ".join(f"{dose.layer} ({dose.effect:+.3f})" for dose in doses) or "none within the budget"
         raise InputError(

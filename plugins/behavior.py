@@ -47,7 +47,7 @@ class Behavior:
     scenarios: Callable[[], list[Scenario]]
     instruction: str
     counter_instruction: str
-    depth: tuple[float, float] = (0.4, 0.75)
+    depth: tuple[float, float] = (0.5, 0.7)
     positions: str = "response-mean"
     method: str = "mean-difference"
 

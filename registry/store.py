@@ -23,9 +23,7 @@ Readers take no lock: all they read is immutable, replaced whole, or ends at its
 
 import errno
 import getpass
-import hashlib
 import os
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -39,8 +37,37 @@ import rfc8785
 from filelock import FileLock
 
 from engrain.core.errors import InputError, IntegrityError, UnknownNameError
-from engrain.registry import reference as refer
-from engrain.registry.reference import MEND, NAME, Parent, Reference, VersionLine
+from engrain.registry.blob import (
+    MEND,
+    chunks,
+    fan_out,
+    is_whole,
+    load,
+    make_folder,
+    measure,
+    read_now,
+    reading,
+    sha256,
+    sync_folder,
+    write,
+)
+from engrain.registry.manifest import (
+    EMPTY_TYPE,
+    MEDIA_TYPE,
+    PARENTS_KEY,
+    TITLE,
+    TITLE_KEY,
+    Parent,
+    VersionLine,
+    canonical,
+    check_manifest,
+    describe,
+    frame,
+    parents_of,
+    parse_object,
+    titled,
+)
+from engrain.registry.reference import NAME, Reference, check_kind
 
 __all__ = ["Parent", "Store", "Version", "default_root"]
 
@@ -77,7 +104,7 @@ class Version:
     @property
     def parents(self) -> tuple[Parent, ...]:
         """What it was made from, sorted by role, then digest."""
-        return refer.parents_of(self.manifest)
+        return parents_of(self.manifest)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -87,7 +114,7 @@ class Version:
             IntegrityError: the stored bytes are missing, changed or not a JSON object.
         """
         raw = self.store.read(self.manifest["config"]["digest"])
-        return refer.parse_object(raw, f"The config of '{self.reference}'")
+        return parse_object(raw, f"The config of '{self.reference}'")
 
     def path(self, title: str) -> Path:
         """Return where the file ``title`` lies, read-only, under the name of its digest.
@@ -98,14 +125,14 @@ class Version:
             UnknownNameError: the version has no such file.
             IntegrityError: the stored bytes are missing or changed.
         """
-        layers = refer.titled(self.manifest)
+        layers = titled(self.manifest)
         if title not in layers:
             raise UnknownNameError(f"file in '{self.reference}' called", title, layers)
         path, size = self.store.object_path(layers[title]["digest"]), layers[title]["size"]
-        with refer.reading(path):
-            if not refer.is_whole(path, size):
+        with reading(path):
+            if not is_whole(path, size):
                 raise IntegrityError(f"'{path}' is not a file of {size} bytes, as its manifest says. {MEND}")
-            if size < _REHASH_LIMIT and refer.measure(refer.chunks(path))[0] != layers[title]["digest"]:
+            if size < _REHASH_LIMIT and measure(chunks(path))[0] != layers[title]["digest"]:
                 raise IntegrityError(f"'{path}' does not hold the bytes that its name says. {MEND}")
         return path
 
@@ -156,26 +183,26 @@ class Store:
         media_types = media_types or {}
         for title in media_types.keys() - files.keys():
             raise UnknownNameError(f"file of '{what}' to give a media type called", title, files)
-        raw_config = refer.canonical(dict(config), what)
-        config_layer = refer.describe(raw_config, f"application/vnd.engrain.{kind}.config.v1+json")
+        raw_config = canonical(dict(config), what)
+        config_layer = describe(raw_config, f"application/vnd.engrain.{kind}.config.v1+json")
         blobs: list[tuple[dict[str, Any], bytes | Path]] = [(config_layer, raw_config)]
         for title in sorted(files):
             media_type = media_types.get(title, "application/octet-stream")
-            if not refer.TITLE.fullmatch(title):
-                raise InputError(f"'{what}' has a file titled {title!r}; a title is a name: {refer.TITLE.pattern}.")
-            if not refer.MEDIA_TYPE.fullmatch(media_type):
+            if not TITLE.fullmatch(title):
+                raise InputError(f"'{what}' has a file titled {title!r}; a title is a name: {TITLE.pattern}.")
+            if not MEDIA_TYPE.fullmatch(media_type):
                 raise InputError(f"'{what}', file '{title}': {media_type!r} is not a media type like 'text/plain'.")
-            layer = refer.describe(files[title], media_type) | {"annotations": {refer.TITLE_KEY: title}}
+            layer = describe(files[title], media_type) | {"annotations": {TITLE_KEY: title}}
             blobs.append((layer, files[title]))
         if not files:
-            blobs.append((refer.describe(b"{}", refer.EMPTY_TYPE), b"{}"))
-        manifest = refer.frame(kind) | {"config": config_layer, "layers": [layer for layer, _ in blobs[1:]]}
+            blobs.append((describe(b"{}", EMPTY_TYPE), b"{}"))
+        manifest = frame(kind) | {"config": config_layer, "layers": [layer for layer, _ in blobs[1:]]}
         if parents:
             edges = sorted({(parent.role, parent.digest) for parent in parents})
-            listed = refer.canonical([{"role": role, "digest": digest} for role, digest in edges], what)
-            manifest["annotations"] = {refer.PARENTS_KEY: listed.decode()}
-        raw = refer.canonical(manifest, what)
-        digest = refer.sha256(raw)
+            listed = canonical([{"role": role, "digest": digest} for role, digest in edges], what)
+            manifest["annotations"] = {PARENTS_KEY: listed.decode()}
+        raw = canonical(manifest, what)
+        digest = sha256(raw)
         history = self._history(kind, name)
         if history and history[-1].digest == digest:
             return self._version(kind, name, history[-1])
@@ -220,10 +247,10 @@ class Store:
         Raises:
             UnknownNameError: no such kind.
         """
-        refer.check_kind(kind)
+        check_kind(kind)
         self._check_format()
         folder = self.root / "names" / kind
-        with refer.reading(folder):
+        with reading(folder):
             found = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.exists() else []
         return [name for name in found if NAME.fullmatch(name) and self._has_versions(kind, name)]
 
@@ -245,23 +272,23 @@ class Store:
         """
         self._check_format()
         manifest = self._manifest_path(digest)
-        return refer.load(manifest if manifest.exists() else self.object_path(digest), digest)
+        return load(manifest if manifest.exists() else self.object_path(digest), digest)
 
     def object_path(self, digest: str) -> Path:
         """Return where the blob of a checked digest belongs; nothing is read, it need not be there."""
-        return refer.fan_out(self.root / "objects", digest)
+        return fan_out(self.root / "objects", digest)
 
     def _manifest_path(self, digest: str) -> Path:
-        return refer.fan_out(self.root / "manifests", digest)
+        return fan_out(self.root / "manifests", digest)
 
     def _history_path(self, kind: str, name: str) -> Path:
         return self.root / "names" / kind / name / "versions.jsonl"
 
     def _check_format(self) -> None:
         path = self.root / "registry.json"
-        if (raw := refer.read_now(path)) is None:
+        if (raw := read_now(path)) is None:
             return
-        found = refer.parse_object(raw, f"'{path}'").get("format")
+        found = parse_object(raw, f"'{path}'").get("format")
         if type(found) is not int or found < 1:
             raise IntegrityError(f"'{path}' does not say which format the registry has. Restore it from a copy.")
         if found > _FORMAT:
@@ -273,7 +300,7 @@ class Store:
         path = self._history_path(kind, name)
         if path.parent.is_symlink():
             raise IntegrityError(f"'{path.parent}' is a symbolic link, which a name never is. Put the folder there.")
-        return (refer.read_now(path) or b"").split(b"\n")[:-1]
+        return (read_now(path) or b"").split(b"\n")[:-1]
 
     def _has_versions(self, kind: str, name: str) -> bool:
         try:
@@ -289,10 +316,10 @@ class Store:
 
     def _version(self, kind: str, name: str, line: VersionLine) -> Version:
         path = self._manifest_path(line.digest)
-        raw = refer.load(path, line.digest)
-        manifest = refer.parse_object(raw, f"'{path}'")
+        raw = load(path, line.digest)
+        manifest = parse_object(raw, f"'{path}'")
         try:
-            refer.check_manifest(manifest, raw, kind)
+            check_manifest(manifest, raw, kind)
         except (ValueError, RecursionError) as error:
             raise IntegrityError(f"'{path}' is not a manifest of kind '{kind}': {error}. {MEND}") from error
         return Version(kind, name, line.number, line.digest, line.created, manifest, self)
@@ -304,42 +331,23 @@ class Store:
     def _found(self) -> None:
         """Make the folders and registry.json of a store that has none."""
         for folder in ("tmp", "locks"):
-            _make_folder(self.root / folder)
+            make_folder(self.root / folder)
         path = self.root / "registry.json"
         if not path.exists():
             with self._lock():
                 if not path.exists():
                     about: dict[str, Any] = {"format": _FORMAT, "id": uuid.uuid4().hex, "created": _now()}
                     raw = rfc8785.dumps(about) + b"\n"
-                    self._write(path, raw, refer.sha256(raw))
+                    write(path, raw, sha256(raw), self.root / "tmp")
 
     def _put(self, path: Path, source: bytes | Path, digest: str, size: int) -> None:
         """Store content under its digest, unless a file of that digest and size is there."""
-        if refer.is_whole(path, size):
+        if is_whole(path, size):
             # Whoever wrote it may have been killed before this, and a version line is about to rely on it.
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         else:
-            _make_folder(path.parent)
-            self._write(path, source, digest)
-
-    def _write(self, path: Path, source: bytes | Path, digest: str) -> None:
-        """Write a file that is whole, on the disk and read-only before it has its name."""
-        handle, temporary = tempfile.mkstemp(dir=self.root / "tmp")
-        try:
-            hasher = hashlib.sha256()
-            with open(handle, "wb") as stream:
-                for piece in refer.content(source):
-                    hasher.update(piece)
-                    stream.write(piece)
-                stream.flush()
-                os.fsync(stream.fileno())
-            if "sha256:" + hasher.hexdigest() != digest:
-                raise InputError(f"'{source!s}' changed while it was published; publish again when it is finished.")
-            os.chmod(temporary, 0o444)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-        _sync_folder(path.parent)
+            make_folder(path.parent)
+            write(path, source, digest, self.root / "tmp")
 
     def _append(self, kind: str, name: str, digest: str) -> VersionLine:
         """Give a manifest the next number, unless the highest has it already. Call under the lock."""
@@ -347,9 +355,9 @@ class Store:
         if history and history[-1].digest == digest:
             return history[-1]
         path = self._history_path(kind, name)
-        _make_folder(path.parent)
+        make_folder(path.parent)
         line: dict[str, Any] = {"v": len(history) + 1, "manifest": digest, "time": _now(), "actor": _actor()}
-        raw = rfc8785.dumps(line | {"sha256": refer.sha256(rfc8785.dumps(line))[7:]})
+        raw = rfc8785.dumps(line | {"sha256": sha256(rfc8785.dumps(line))[7:]})
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         try:
             whole = sum(len(kept) + 1 for kept in self._lines(kind, name))
@@ -360,7 +368,7 @@ class Store:
             os.fsync(handle)
         finally:
             os.close(handle)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         return VersionLine.parse(raw, path, len(history) + 1)
 
 
@@ -371,21 +379,6 @@ def _writing(root: Path) -> Iterator[None]:
     except OSError as error:
         mend = "Set ENGRAIN_HOME to a folder that you may write to, on a disk with room."
         raise InputError(f"The registry '{root}' cannot be written ({error.strerror or error}). {mend}") from error
-
-
-def _make_folder(path: Path) -> None:
-    if not path.is_dir():
-        _make_folder(path.parent)
-        path.mkdir(exist_ok=True)
-        _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _now() -> str:

@@ -54,9 +54,9 @@ def extract_vector(
 
 
 def candidate_layers(behavior: Behavior, count: int) -> tuple[int, ...]:
-    """Return the blocks of the behavior's depth that a coarse search looks at, six at most, evenly spread."""
+    """Return the blocks of the behavior's depth, eight at most, evenly spread."""
     layers = behavior.layers(count)
-    step = max(1, -(-len(layers) // 6))
+    step = -(-len(layers) // 8)
     return layers[::step]
 
 

@@ -142,14 +142,15 @@ def test_an_evaluation_keeps_boundary_pairs_apart(llama: SteerableModel) -> None
         evaluate(llama, pairs().boundary, texts, lambda: llama.steer(edit))
 
 
-def test_calibration_stays_within_the_budget_and_takes_the_largest_effect(llama: SteerableModel) -> None:
+def test_calibration_stays_within_the_budget_and_takes_the_most_certain_effect(llama: SteerableModel) -> None:
     some = pairs(24)
     vector = extract(llama, some)
     texts = [Encoded((), tuple(range(start, start + 30))) for start in (10, 60, 120)]
     found, doses = calibrate(llama, vector, some, texts, [0, 1, 2], kl_budget=0.05)
     assert found.calibration is not None
     assert all(dose.kl_mean <= 0.05 for dose in doses)
-    best = max(doses, key=lambda dose: dose.effect)
+    best = max(doses, key=lambda dose: dose.effect_low)
+    assert all(dose.effect_low <= dose.effect for dose in doses)
     assert (found.calibration.layer, found.calibration.strength) == (best.layer, best.strength)
     assert max(dose.kl_mean for dose in doses) >= 0.04
     assert llama.steering.handles == ()

@@ -13,19 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engrain.core.errors import EngrainError, InputError, IntegrityError, UnknownNameError
-from engrain.registry.reference import (
-    KINDS,
-    Parent,
-    Reference,
-    VersionLine,
-    canonical,
-    check_manifest,
-    describe,
-    fan_out,
-    frame,
-    parse_object,
-    sha256,
-)
+from engrain.registry.blob import fan_out, sha256
+from engrain.registry.manifest import Parent, VersionLine, canonical, check_manifest, describe, frame, parse_object
+from engrain.registry.reference import KINDS, Reference
 from engrain.registry.store import Store, Version
 
 names = st.from_regex(r"[a-z][a-z0-9_-]{0,127}", fullmatch=True)

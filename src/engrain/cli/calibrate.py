@@ -11,12 +11,12 @@ from engrain.plugins.manager import Plugins
 
 @click.command("calibrate")
 @click.argument("behavior")
-@click.option("--layers", help="Blocks to try: 10-16, 13, or a list; by default six of the behavior's depth.")
+@click.option("--layers", help="Blocks to try: 10-16, 13, or a list; by default the behavior's depth.")
 @model_option
 @json_option
 @click.pass_obj
 def calibrate_command(plugins: Plugins, behavior: str, layers: str | None, model_name: str, as_json: bool) -> None:
-    """Find the layer and the strength with the most effect within 0.2 nats of divergence on neutral text.
+    """Find the layer and the strength with the most certain effect within 0.2 nats of divergence on neutral text.
 
     The behavior's vector is extracted first when the registry has none; the calibrated one is published.
 
@@ -46,9 +46,13 @@ def calibrate_command(plugins: Plugins, behavior: str, layers: str | None, model
     if as_json:
         print_json(result)
         return
-    table = Table("layer", "strength", "effect (nats)", "neutral KL", "95th percentile", title=version.reference)
+    table = Table(
+        "layer", "strength", "effect (nats)", "at least", "neutral KL", "95th percentile", title=version.reference
+    )
     for dose in doses:
-        mark = "bold" if dose.layer == vector.calibration.layer else ""
-        numbers = (f"{dose.strength:.3g}", f"{dose.effect:+.4f}", f"{dose.kl_mean:.3f}", f"{dose.kl_p95:.3f}")
+        chosen_here = (dose.layer, dose.strength) == (vector.calibration.layer, vector.calibration.strength)
+        mark = "bold" if chosen_here else ""
+        effect = (f"{dose.effect:+.3f}", f"{dose.effect_low:+.3f}")
+        numbers = (f"{dose.strength:.3g}", *effect, f"{dose.kl_mean:.3f}", f"{dose.kl_p95:.3f}")
         table.add_row(str(dose.layer), *numbers, style=mark)
     Console().print(table)

@@ -1,0 +1,181 @@
+"""Immutable files named by their digest: read in pieces, hashed, and never taken for what they are not."""
+
+import errno
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from engrain.core.errors import InputError, IntegrityError
+from engrain.registry.reference import check_digest
+
+MEND = "Restore it from a copy."
+_CHUNK = 1 << 20
+
+
+def fan_out(folder: Path, digest: str) -> Path:
+    """Return ``folder/sha256/ab/cdef...``; raises InputError when it is not a digest."""
+    check_digest(digest)
+    return folder / "sha256" / digest[7:9] / digest[9:]
+
+
+def sha256(raw: bytes) -> str:
+    """Return the digest of ``raw``, ``sha256:<64 hex>``."""
+    return "sha256:" + hashlib.sha256(raw).hexdigest()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for unbuffered reading, unless it is a link, a folder, or anything that could block.
+
+    Raises:
+        OSError: it is, or it cannot be opened.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a symbolic link, not the file itself", str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return open(handle, "rb", buffering=0)
+
+
+def chunks(path: Path) -> Iterator[bytes]:
+    """Yield the bytes of a regular file, 1 MiB at a time.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open_regular(path) as stream:
+        while chunk := stream.read(_CHUNK):
+            yield chunk
+
+
+def content(source: bytes | Path) -> Iterator[bytes]:
+    """Yield what a caller wants stored, in pieces.
+
+    Raises:
+        InputError: it is a path that cannot be read.
+    """
+    if isinstance(source, bytes):
+        yield source
+        return
+    try:
+        yield from chunks(source)
+    except OSError as error:
+        raise InputError(f"'{source}' cannot be read ({error.strerror}). Give a regular file of yours.") from error
+
+
+def measure(pieces: Iterable[bytes]) -> tuple[str, int]:
+    """Return the digest and the number of all the bytes."""
+    hasher, size = hashlib.sha256(), 0
+    for piece in pieces:
+        hasher.update(piece)
+        size += len(piece)
+    return "sha256:" + hasher.hexdigest(), size
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what the system says about a file of the store into what to do about it.
+
+    Raises:
+        InputError: the caller may not read it.
+        IntegrityError: it is missing or broken.
+    """
+    try:
+        yield
+    except (PermissionError, NotADirectoryError) as error:
+        mend = "Set ENGRAIN_HOME to a folder of yours."
+        raise InputError(f"'{path}' cannot be read ({error.strerror}). {mend}") from error
+    except OSError as error:
+        raise IntegrityError(f"'{path}' cannot be read ({error.strerror}). {MEND}") from error
+
+
+def is_whole(path: Path, size: int) -> bool:
+    """Return whether a regular file of that size is there; its bytes are not read."""
+    return not path.is_symlink() and path.is_file() and path.stat().st_size == size
+
+
+def load(path: Path, digest: str) -> bytes:
+    """Return the bytes of a stored file, hashed again.
+
+    Raises:
+        InputError: the caller may not read it.
+        IntegrityError: it is missing, or not what the digest says.
+    """
+    with reading(path):
+        raw = b"".join(chunks(path))
+    if sha256(raw) != digest:
+        raise IntegrityError(f"'{path}' does not hold the bytes that its name says. {MEND}")
+    return raw
+
+
+def read_now(path: Path) -> bytes | None:
+    """Return a small file that may be appended to meanwhile, or None when there is none.
+
+    Raises:
+        InputError: the caller may not read it.
+        IntegrityError: it is not a regular file.
+    """
+    with reading(path):
+        try:
+            with open_regular(path) as stream:
+                # One read: between two, a writer may replace a cut-off line, and the halves would not fit.
+                return stream.read(os.fstat(stream.fileno()).st_size)
+        except FileNotFoundError:
+            return None
+
+
+def write(path: Path, source: bytes | Path, digest: str, temporary_folder: Path) -> None:
+    """Write a file that is whole, on the disk and read-only before it has its name.
+
+    Args:
+        path: the name, on the same file system as ``temporary_folder``.
+        source: bytes, or a regular file that is read in pieces.
+        digest: what it must hash to.
+        temporary_folder: where it is written to.
+
+    Raises:
+        InputError: the source is not what was measured, or cannot be read.
+        OSError: the disk.
+    """
+    handle, temporary = tempfile.mkstemp(dir=temporary_folder)
+    try:
+        hasher = hashlib.sha256()
+        with open(handle, "wb") as stream:
+            for piece in content(source):
+                hasher.update(piece)
+                stream.write(piece)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if "sha256:" + hasher.hexdigest() != digest:
+            raise InputError(f"'{source!s}' changed while it was published; publish again when it is finished.")
+        os.chmod(temporary, 0o444)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, each on the disk before the next."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder on the disk."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
