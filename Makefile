@@ -35,8 +35,15 @@ $(VENV)/.demo: $(VENV)/.engrain requirements-demo.txt
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements-demo.txt
 	touch $@
 
-bench: $(VENV)/.demo $(VENV)/.dev
+bench: $(VENV)/.demo $(VENV)/.dev benchmarks/.venv-peers/.installed
 	$(BIN)/python -m benchmarks.run
 
+# The peers the benchmarks compare with; nothing else needs them.
+benchmarks/.venv-peers/.installed: benchmarks/requirements.txt
+	test -x benchmarks/.venv-peers/bin/python || $(PYTHON) -m venv benchmarks/.venv-peers
+	benchmarks/.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/requirements.txt
+	benchmarks/.venv-peers/bin/python -m pip install --quiet --no-deps steering-vectors==0.12.2
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) benchmarks/.venv-peers

@@ -75,7 +75,7 @@ def calibrate(
         The vector with its calibration, and every dose that was measured.
 
     Raises:
-        InputError: pairs of fewer than two scenarios, no layer to try, or no dose within the budget has an effect above 0.
+        InputError: pairs of fewer than two scenarios, or no dose within the budget has an effect above 0.
     """
     ordinary = pairs.ordinary.pairs
     scenarios = [pair.scenario for pair in ordinary]
