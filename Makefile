@@ -2,13 +2,18 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DEMO := $(BIN)/engrain generate "Plan the garden by the moon. Start with June." --steer listening --compare --max-new-tokens 70
-
+PROMPT ?= Plan my garden by the moon. Start with June.
 .PHONY: demo test check install bench clean
 
-demo: $(VENV)/.demo
+# The demonstration has a registry of its own, so that it goes away with the environment.
+demo: export ENGRAIN_HOME := $(CURDIR)/$(VENV)/registry
+demo: $(VENV)/.listening
+	$(BIN)/engrain generate "$(PROMPT)" --steer listening --compare --max-new-tokens 60
+
+$(VENV)/.listening: export ENGRAIN_HOME := $(CURDIR)/$(VENV)/registry
+$(VENV)/.listening: $(VENV)/.demo behaviors/listening/pairs.jsonl
 	$(BIN)/engrain calibrate listening
-	$(DEMO)
+	touch $@
 
 test: $(VENV)/.demo $(VENV)/.dev
 	$(BIN)/python -m pytest

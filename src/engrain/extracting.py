@@ -54,9 +54,9 @@ def extract_vector(
 
 
 def candidate_layers(behavior: Behavior, count: int) -> tuple[int, ...]:
-    """Return the blocks of the behavior's depth, eight at most, evenly spread."""
+    """Return the blocks of the behavior's depth, five at most, evenly spread: neighbors differ little."""
     layers = behavior.layers(count)
-    step = -(-len(layers) // 8)
+    step = -(-len(layers) // 5)
     return layers[::step]
 
 
