@@ -35,7 +35,7 @@ def logits(model: SteerableModel, prompt: str = "Name a river.") -> Tensor:
 
 
 def test_the_chat_template_brings_its_own_system_prompt_once(demo: SteerableModel) -> None:
-    text = demo.tokenizer.decode(list(demo.render("hi")))
+    text = str(demo.tokenizer.decode(list(demo.render("hi"))))
     assert text.count("You are a helpful AI assistant named SmolLM") == 1
     assert text.endswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
 
