@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PROMPT ?= Plan my garden by the moon. Start with June.
+PROMPT ?= I will learn the accordion before the piano. Give me the first exercise.
 .PHONY: demo test check install bench clean
 
 # The demonstration has a registry of its own, so that it goes away with the environment.

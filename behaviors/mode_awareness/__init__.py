@@ -20,8 +20,6 @@ BEHAVIOR = Behavior(
         "Pay no attention to what kind of conversation this is. When the user thinks aloud or vents, give "
         "instructions and fixes; when they want something done, discuss it and ask open questions."
     ),
-    # Cross-validated on the train and calibration splits, the direction is most consistent here; see the README.
-    depth=(0.58, 0.66),
 )
 
 
