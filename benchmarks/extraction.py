@@ -9,15 +9,18 @@ warm-up of two pairs and then times the extraction alone, as often as ours. Roun
 import argparse
 import itertools
 import json
-import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from benchmarks.measure import alternate, show, spread, write
+from benchmarks.measure import SideError, alternate, show, spread, write
+from benchmarks.peer import DEFAULT_PYTHON, Peer
 from engrain.core.blocks import block_output
 from engrain.core.contrast import ContrastPair
 from engrain.core.extract import encode_pair, extract
@@ -26,7 +29,6 @@ from engrain.loading import load
 from engrain.plugins.manager import build_manager
 from engrain.plugins.sources import find_demo
 
-HERE = Path(__file__).parent
 PEERS = ("repeng", "steering_vectors")
 
 
@@ -37,12 +39,12 @@ def shipped_pairs(count: int) -> list[ContrastPair]:
     return mixed[:count]
 
 
-def literal_loop(model: SteerableModel, pairs: list[ContrastPair]) -> dict[int, torch.Tensor]:
-    """The definition: one full forward pass for each reply, float64 means of means."""
+def literal_loop(model: SteerableModel, pairs: list[ContrastPair]) -> dict[int, Tensor]:
+    """The definition: one full forward pass for each reply, float64 means of means; [d_model] by block."""
     totals = {layer: torch.zeros(model.width, dtype=torch.float64) for layer in range(len(model.blocks))}
     for pair in pairs:
         for sign, sequence in zip((1, -1), encode_pair(model, pair), strict=True):
-            states: list[torch.Tensor] = []
+            states: list[Tensor] = []
             hooks = [
                 block.register_forward_hook(lambda *seen, states=states: states.append(block_output(seen[2])))
                 for block in model.blocks
@@ -56,124 +58,176 @@ def literal_loop(model: SteerableModel, pairs: list[ContrastPair]) -> dict[int, 
     return totals
 
 
-class Peer:
-    """A peer in a process of its own, told when to run by a line on its standard input."""
+class Differences:
+    """An estimator that keeps what it is given: the peers' definitions need the differences themselves."""
 
-    def __init__(self, name: str, python: str, task: Path) -> None:
-        command = [python, str(HERE / f"peer_{name}.py"), str(task)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self.name = name
-        self.said = self._read()
+    def __init__(self, width: int) -> None:
+        self._kept: list[Tensor] = []
 
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        while line and not line.startswith("{"):
-            line = self.process.stdout.readline()
-        if not line:
-            assert self.process.stderr is not None
-            reason = self.process.stderr.read().strip().splitlines()
-            return {"error": reason[-1] if reason else "ended without a word"}
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+    def update(self, positive: Tensor, negative: Tensor) -> None:
+        """Take in some pairs."""
+        self._kept.append((positive - negative).double())
 
-    def run(self) -> float:
-        """Extract once and return the seconds."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("run\n")
-        self.process.stdin.flush()
-        return float(self._read()["seconds"])
+    def direction(self) -> Tensor:
+        """Return the mean, which is what steering-vectors computes."""
+        return torch.cat(self._kept).mean(dim=0).float()
+
+    def axis(self) -> Tensor:
+        """Return the principal axis about the mean, of either sign, which is what repeng computes."""
+        differences = torch.cat(self._kept)
+        axis: Tensor = torch.linalg.svd(differences - differences.mean(dim=0), full_matrices=False)[2][0]
+        return axis
+
+
+def by_peers_definitions(model: SteerableModel, pairs: list[ContrastPair]) -> dict[str, dict[int, Tensor]]:
+    """Return what each peer should find (last token, its own estimator) from engrain's hidden states, by block."""
+    made: list[Differences] = []
+
+    def make(width: int) -> Differences:
+        made.append(Differences(width))
+        return made[-1]
+
+    layers = extract(model, pairs, positions="last", estimator=make).layers
+    of_layer = dict(zip(layers, made, strict=True))
+    return {
+        "repeng": {layer: kept.axis() for layer, kept in of_layer.items()},
+        "steering_vectors": {layer: kept.direction() for layer, kept in of_layer.items()},
+    }
+
+
+def cosines(found: Mapping[int, Tensor], reference: Mapping[int, Tensor]) -> list[float]:
+    """Return the cosine of two directions at every block of ``found``."""
+    return [
+        float(torch.cosine_similarity(one.double(), reference[layer].double(), dim=0)) for layer, one in found.items()
+    ]
+
+
+def write_task(folder: Path, model: SteerableModel, pairs: list[ContrastPair], dtype: str, batch_size: int) -> None:
+    """Write what the peers are to do: where the model lies, and the pairs as rendered text."""
+    demo = find_demo("demo")
+    assert demo is not None
+    prompts = [model.tokenizer.decode(list(encode_pair(model, pair)[0].prompt)) for pair in pairs]
+    task = {
+        "model": str(demo.folder),
+        "dtype": dtype,
+        "threads": torch.get_num_threads(),
+        "batch_size": batch_size,
+        "layers": len(model.blocks),
+        "pairs": [[prompt, pair.positive, pair.negative] for prompt, pair in zip(prompts, pairs, strict=True)],
+    }
+    (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
+
+
+def start_peers(python: str, task: Path) -> dict[str, Peer]:
+    """Return the peers that run here; one that does not says why in a line."""
+    peers = {}
+    for name in PEERS:
+        try:
+            peers[name] = Peer(name, python, task)
+        except SideError as error:
+            print(error)
+    return peers
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--batch-size", type=int, default=8, help="of the peers; ours packs tokens")
+    parser.add_argument("--default-batches", action="store_true", help="also time each peer once at its own default")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--peers-python", default=str(HERE / ".venv-peers" / "bin" / "python"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every side")
+    parser.add_argument("--peers-python", default=DEFAULT_PYTHON)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
 
     pairs = shipped_pairs(options.pairs)
     model = load("demo", dtype=options.dtype)
-    sides = [encode_pair(model, pair) for pair in pairs]
-    prompts = [model.tokenizer.decode(list(both[0].prompt)) for both in sides]
+    extract(model, pairs[:2])
+    found: dict[str, Mapping[int, Tensor]] = {}
+
+    def ours() -> float:
+        start = time.perf_counter()
+        vector = extract(model, pairs)
+        seconds = time.perf_counter() - start
+        found["engrain"] = {layer: vector.at(layer) for layer in vector.layers}
+        return seconds
+
+    def loop() -> float:
+        start = time.perf_counter()
+        found["literal loop"] = literal_loop(model, pairs)
+        return time.perf_counter() - start
+
+    sides: dict[str, Callable[[], float]] = {"engrain": ours}
+    if options.dtype == "float32":
+        sides["literal loop"] = loop
+    defaults: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        task = Path(folder) / "task.json"
-        demo = find_demo("demo")
-        assert demo is not None
-        task.write_text(
-            json.dumps(
-                {
-                    "model": str(demo.folder),
-                    "dtype": options.dtype,
-                    "batch_size": options.batch_size,
-                    "layers": len(model.blocks),
-                    "pairs": [
-                        [prompt, pair.positive, pair.negative] for prompt, pair in zip(prompts, pairs, strict=True)
-                    ],
-                }
-            )
-        )
-        extract(model, pairs[:2])
+        write_task(Path(folder), model, pairs, options.dtype, options.batch_size)
+        peers = start_peers(options.peers_python, Path(folder))
+        sides |= {name: partial(peer.run, options.batch_size) for name, peer in peers.items()}
+        seconds = alternate(sides, options.repeats)
+        for name, peer in peers.items():
+            if name in seconds:
+                found[name] = peer.vectors()
+                if options.default_batches:
+                    defaults[name] = peer.run(None)
+            peer.close()
 
-        def ours() -> float:
-            start = time.perf_counter()
-            extract(model, pairs)
-            return time.perf_counter() - start
+    report(options, seconds, defaults, found, model, pairs, {name: peer.versions for name, peer in peers.items()})
 
-        def loop() -> float:
-            start = time.perf_counter()
-            literal_loop(model, pairs)
-            return time.perf_counter() - start
 
-        runs = {"engrain": ours}
-        if options.dtype == "float32":
-            runs["literal loop"] = loop
-        refused: dict[str, str] = {}
-        versions: dict[str, Any] = {}
-        for name in PEERS:
-            if not Path(options.peers_python).exists():
-                refused[name] = "no environment: make benchmarks/.venv-peers"
-                continue
-            peer = Peer(name, options.peers_python, task)
-            if "error" in peer.said:
-                refused[name] = peer.said["error"]
-            else:
-                runs[name], versions[name] = peer.run, peer.said
-        seconds = alternate(runs, options.repeats)
-
+def report(
+    options: argparse.Namespace,
+    seconds: Mapping[str, list[float]],
+    defaults: Mapping[str, float],
+    found: Mapping[str, Mapping[int, Tensor]],
+    model: SteerableModel,
+    pairs: list[ContrastPair],
+    versions: Mapping[str, Any],
+) -> None:
+    """Print times, ratios and how far the directions agree, and write them."""
     ratios = {
-        name: spread([theirs / own for theirs, own in zip(found, seconds["engrain"], strict=True)])
-        for name, found in seconds.items()
+        name: spread([theirs / own for theirs, own in zip(taken, seconds["engrain"], strict=True)])
+        for name, taken in seconds.items()
     }
     rows: list[list[object]] = [["side", "median s", "min", "max", "over engrain"]]
-    for name, found in seconds.items():
-        rows.append([name, *spread(found).values(), ratios[name]["median"]])
+    for name, taken in seconds.items():
+        rows.append([name, *spread(taken).values(), ratios[name]["median"]])
+    for name, once in defaults.items():
+        rows.append([f"{name}, its default batch", once, once, once, once / spread(seconds["engrain"])["median"]])
     show(rows)
-    for name, reason in refused.items():
-        print(f"{name}: does not run here: {reason}")
 
-    vector = extract(model, pairs)
-    exact = load("demo") if options.dtype != "float32" else model
-    reference = literal_loop(exact, pairs)
-    error = max(float((vector.at(i) - reference[i]).norm() / reference[i].norm()) for i in vector.layers)
-    cosine = min(float(torch.cosine_similarity(vector.at(i).double(), reference[i], dim=0)) for i in vector.layers)
-    print(f"against the float32 loop, worst block: relative error {error:.2e}, cosine {cosine:.7f}")
+    reference = found.get("literal loop") or literal_loop(load("demo", dtype="float32"), pairs)
+    errors = [
+        float((one.double() - reference[layer]).norm() / reference[layer].norm())
+        for layer, one in found["engrain"].items()
+    ]
+    worst = min(cosines(found["engrain"], reference))
+    print(f"against the float32 loop, worst block: relative error {max(errors):.2e}, cosine {worst:.7f}")
+    expected = by_peers_definitions(model, pairs) if versions else {}
+    agreement = {
+        name: spread([abs(one) for one in cosines(found[name], expected[name])]) for name in PEERS if name in found
+    }
+    for name, cosine in agreement.items():
+        print(
+            f"{name} against its definition on engrain's hidden states: cosine {cosine['median']:.5f}, "
+            f"worst block {cosine['min']:.5f}"
+        )
     write(
         f"extraction-{options.dtype}",
         {
             "pairs": len(pairs),
             "batch_size": options.batch_size,
-            "seconds": {name: spread(found) for name, found in seconds.items()},
+            "seconds": {name: spread(taken) for name, taken in seconds.items()},
             "over_engrain": ratios,
-            "not_run": refused,
+            "seconds_at_default_batch": defaults,
+            "not_run": [name for name in PEERS if name not in seconds],
             "versions": versions,
-            "worst_relative_error": error,
-            "worst_cosine": cosine,
+            "worst_relative_error": max(errors),
+            "worst_cosine": worst,
+            "peer_cosine_to_its_definition": agreement,
         },
     )
 

@@ -4,12 +4,16 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+
+
+class SideError(Exception):
+    """A side of a comparison that does not run here; the message is the reason, in one line."""
 
 
 def machine() -> dict[str, Any]:
@@ -25,7 +29,7 @@ def machine() -> dict[str, Any]:
         processor = names[0] if names else processor
     return {
         "processor": processor,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
@@ -39,12 +43,20 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def alternate(sides: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Run each side in turn, ``repeats`` times: whatever else the machine does falls on all of them alike."""
+def alternate(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Run each side in turn, ``repeats`` times: whatever else the machine does falls on all of them alike.
+
+    Every other round runs backwards, so that none always comes after the same one. A side that ends with ``SideError``
+    is named in a line and left out.
+    """
     found: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, run in sides.items():
-            found[name].append(run())
+    for turn in range(repeats):
+        for name in list(found) if turn % 2 == 0 else list(reversed(found)):
+            try:
+                found[name].append(sides[name]())
+            except SideError as error:
+                print(error)
+                del found[name]
     return found
 
 

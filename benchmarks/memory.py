@@ -1,54 +1,88 @@
-"""Peak memory of an extraction above the loaded model, for 100 and for 1,000 pairs.
+"""Peak memory of an extraction above the loaded model, for 100 and for 1,000 pairs. Linux only.
 
 python -m benchmarks.memory
 """
 
-import resource
+import argparse
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.measure import show, write
 
+if TYPE_CHECKING:
+    from engrain.core.contrast import ContrastPair
+
 COUNTS = (100, 1000)
+PROCESS = Path("/proc/self")
+
+
+def many_pairs(count: int) -> list["ContrastPair"]:
+    """Return more pairs than are shipped: the same again behind another first word, so that no two share their tokens."""
+    from benchmarks.extraction import shipped_pairs
+
+    shipped = shipped_pairs(count)
+    turns = -(-count // len(shipped))
+    return [
+        replace(pair, positive=f"{turn} {pair.positive}", negative=f"{turn} {pair.negative}")
+        for turn in range(turns)
+        for pair in shipped
+    ][:count]
+
+
+def resident(which: str) -> int:
+    """Return a line of the process's status in bytes: VmRSS is now, VmHWM the most since it was last reset."""
+    found = re.search(rf"^{which}:\s+(\d+) kB$", (PROCESS / "status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 def child(count: int) -> None:
-    """Extract from ``count`` pairs and print how far the peak rose above the loaded and warmed model, in bytes."""
-    from benchmarks.extraction import shipped_pairs
+    """Print what the loaded model holds and the peak of an extraction from ``count`` pairs, in bytes."""
     from engrain.core.extract import extract
     from engrain.loading import load
 
-    some = shipped_pairs(400)
-    # More than are shipped: the same again with another first word, so that no two share their tokens.
-    pairs = [
-        replace(pair, positive=f"{turn} {pair.positive}", negative=f"{turn} {pair.negative}")
-        for turn in range(-(-count // len(some)))
-        for pair in some
-    ][:count]
+    pairs = many_pairs(count)
     model = load("demo")
-    extract(model, pairs[:8])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Weights are mapped from the file and come in when first read: one pair reads them all.
+    extract(model, pairs[:1])
+    loaded = resident("VmRSS")
+    # Loading peaks above what it leaves; without a reset that peak would hide the extraction's.
+    (PROCESS / "clear_refs").write_text("5")
     extract(model, pairs)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, before * 1024)
+    print(loaded, resident("VmHWM"))
 
 
 def main() -> None:
     """Measure each count in a process of its own and print."""
-    rows: list[list[object]] = [["pairs", "peak MiB", "above the warmed model, MiB"]]
-    peaks: dict[int, int] = {}
-    for count in COUNTS:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--counts", type=int, nargs=2, default=COUNTS, metavar=("FEW", "MANY"))
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child is not None:
+        child(options.child)
+        return
+    rows: list[list[object]] = [["pairs", "loaded MiB", "peak MiB", "above MiB"]]
+    found: dict[int, dict[str, int]] = {}
+    for count in options.counts:
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.memory", str(count)], check=True, capture_output=True, text=True
+            [sys.executable, "-m", "benchmarks.memory", "--child", str(count)],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        above, before = map(int, done.stdout.split())
-        peaks[count] = above + before
-        rows.append([count, (above + before) / 2**20, above / 2**20])
+        loaded, peak = map(int, done.stdout.split())
+        found[count] = {"loaded": loaded, "peak": peak, "above": peak - loaded}
+        rows.append([count, *(size / 2**20 for size in found[count].values())])
     show(rows)
-    growth = peaks[COUNTS[1]] / peaks[COUNTS[0]] - 1
-    print(f"peak memory grows by {growth:.1%}")
-    write("memory", {"peak_bytes": {str(count): peak for count, peak in peaks.items()}, "growth": growth})
+    few, many = (found[count] for count in options.counts)
+    growth = {name: many[name] / few[name] - 1 for name in ("above", "peak")}
+    print(f"above the loaded model it grows by {growth['above']:.1%}, in all by {growth['peak']:.1%}")
+    write("memory", {"bytes": {str(count): sizes for count, sizes in found.items()}, "growth": growth})
 
 
 if __name__ == "__main__":
-    child(int(sys.argv[1])) if len(sys.argv) > 1 else main()
+    main()

@@ -11,4 +11,4 @@ model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
 inputs: Any = tokenizer.apply_chat_template(
     [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
 )
-model.generate(**inputs, max_new_tokens=8, do_sample=False, streamer=TextStreamer(tokenizer, skip_prompt=True))
+model.generate(**inputs, max_new_tokens=1, do_sample=False, streamer=TextStreamer(tokenizer, skip_prompt=True))

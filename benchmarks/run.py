@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 PARTS = (
-    ["extraction", "--dtype", "float32"],
+    ["extraction", "--dtype", "float32", "--default-batches"],
     ["extraction", "--dtype", "bfloat16", "--repeats", "1"],
     ["memory"],
     ["overhead"],

@@ -4,7 +4,7 @@ python -m benchmarks.startup
 """
 
 import argparse
-import statistics
+import json
 import subprocess
 import sys
 import time
@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks.measure import alternate, show, spread, write
 from engrain.plugins.sources import find_demo
 
+HEAVY = ("numpy", "omegaconf", "peft", "rich", "safetensors", "sklearn", "torch", "transformers")
 PROMPT = "Name three rivers in Spain."
 
 
@@ -28,10 +29,15 @@ def first_byte(command: list[str]) -> float:
     return seconds
 
 
-def import_seconds(module: str) -> float:
-    """Return the seconds that one import takes in a fresh process."""
-    code = f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
-    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+def import_engrain() -> tuple[float, list[str]]:
+    """Return the seconds that ``import engrain`` takes in a fresh process, and the modules it brings in."""
+    code = (
+        "import json, sys, time; known = set(sys.modules); start = time.perf_counter(); import engrain; "
+        "seconds = time.perf_counter() - start; print(json.dumps([seconds, sorted(sys.modules.keys() - known)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
+    seconds, modules = json.loads(done.stdout)
+    return seconds, modules
 
 
 def main() -> None:
@@ -39,11 +45,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    imports = [import_seconds("engrain") for _ in range(options.repeats)]
-    print(f"import engrain: {statistics.median(imports):.3f} s")
+    imported = [import_engrain() for _ in range(options.repeats)]
+    imports = spread([seconds for seconds, _ in imported])
+    modules = imported[0][1]
+    heavy = [name for name in HEAVY if name in modules]
+    named = ", ".join(heavy) or "none"
+    print(f"import engrain: {imports['median']:.3f} s, {len(modules)} modules, heavy ones: {named}")
     demo = find_demo("demo")
     assert demo is not None
-    ours = [sys.executable, "-m", "engrain", "generate", PROMPT, "--max-new-tokens", "8"]
+    ours = [sys.executable, "-m", "engrain", "generate", PROMPT, "--max-new-tokens", "1"]
     plain = [sys.executable, str(Path(__file__).parent / "plain_generate.py"), str(demo.folder), PROMPT]
     first_byte(ours), first_byte(plain)
     seconds = alternate({"engrain": lambda: first_byte(ours), "plain": lambda: first_byte(plain)}, options.repeats)
@@ -53,7 +63,9 @@ def main() -> None:
     write(
         "startup",
         {
-            "import_seconds": spread(imports),
+            "import_seconds": imports,
+            "imported_modules": modules,
+            "imported_heavy": heavy,
             "first_token_seconds": {name: spread(found) for name, found in seconds.items()},
             "engrain_over_plain": ratio,
         },

@@ -69,6 +69,7 @@ class Steering:
         self._watch: RemovableHandle | None = None
         self._compositions: dict[int, Composition | None] = {}
         self._fitted: dict[tuple[int, int, torch.device], Composition] = {}
+        self._needs_layout: bool | None = None
         self._layout: TokenLayout | None = None
         self._told = False
         self._prompt_lengths: Tensor | None = None
@@ -106,6 +107,7 @@ class Steering:
         """Bring the hooks in line with the handles; what was composed is made anew when next needed."""
         self._compositions.clear()
         self._fitted.clear()
+        self._needs_layout = None
         wanted = {layer for handle in self._handles for layer in handle.active.layers}
         for layer in self._hooks.keys() - wanted:
             self._hooks.pop(layer).remove()
@@ -171,13 +173,13 @@ class Steering:
 
     def _steer_block(self, layer: int) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-            composition = self._compose(layer)
-            if composition is None:
-                return None
             hidden = block_output(output)
             key = (layer, hidden.shape[0], hidden.device)
             fitted = self._fitted.get(key)
             if fitted is None:
+                composition = self._compose(layer)
+                if composition is None:
+                    return None
                 fitted = self._fitted[key] = composition.spread(hidden.shape[0]).to(hidden.device)
             steered = fitted.apply(hidden, self._layout)
             return (steered, *output[1:]) if isinstance(output, tuple) else steered
@@ -189,8 +191,10 @@ class Steering:
         if self._told:
             return
         past = _cached_tokens(kwargs)
-        needed = any(one is not None and one.needs_layout for one in map(self._compose, self._hooks))
-        if past and not needed:
+        if self._needs_layout is None:
+            composed = map(self._compose, self._hooks)
+            self._needs_layout = any(one is not None and one.needs_layout for one in composed)
+        if past and not self._needs_layout:
             self._layout = None
             return
         index = _token_index(args, kwargs, past)
