@@ -21,7 +21,7 @@ PROCESS = Path("/proc/self")
 
 
 def many_pairs(count: int) -> list["ContrastPair"]:
-    """Return more pairs than are shipped: the same again behind another first word, so that no two share their tokens."""
+    """Return more pairs than are shipped: the same again behind another first word, no two sharing their tokens."""
     from benchmarks.extraction import shipped_pairs
 
     shipped = shipped_pairs(count)

@@ -34,8 +34,8 @@ class Peer:
             )
         self._name = name
         self._vectors = task / f"{name}.safetensors"
-        # A file, not a pipe: nobody reads it meanwhile, and the progress bars of a long run fill a pipe until it blocks.
-        self._stderr = tempfile.TemporaryFile("w+")
+        # A file, not a pipe: nobody reads it meanwhile, and the progress bars of a long run would fill a pipe.
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process runs; close() ends both
         self._process = subprocess.Popen(
             [python, str(HERE / f"peer_{name}.py"), str(task / "task.json"), str(self._vectors)],
             stdin=subprocess.PIPE,

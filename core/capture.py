@@ -44,6 +44,9 @@ class PackRunner:
         tokens: how many tokens one forward pass may hold.
         float32: compute half-precision weights in float32 where the processor has no units for them.
         trees: let sequences share tokens; by default where the model is known to compute it right.
+
+    Attributes:
+        trees: whether sequences share tokens, each pack being one row.
     """
 
     def __init__(
@@ -64,12 +67,12 @@ class PackRunner:
         self._tokens = tokens
         self._float32 = float32
         longest = max((len(one.prompt) + len(one.reply) for one in sequences), default=0)
-        self._trees = (model.sees_trees and longest <= _window(model)) if trees is None else trees
-        self._start = shared_start(sequences) if self._trees else 0
+        self.trees = (model.sees_trees and longest <= _window(model)) if trees is None else trees
+        self._start = shared_start(sequences) if self.trees else 0
 
     def packs(self) -> Iterator[Pack]:
         """Yield the packs; every sequence is a member of exactly one."""
-        if self._trees:
+        if self.trees:
             return pack_trees(self._sequences, self._start, self._tokens, self._group)
         return pack_rows(self._sequences, self._tokens, self._group)
 
@@ -82,17 +85,24 @@ class PackRunner:
     def logits(self, pack: Pack, places: Tensor) -> Tensor:
         """Return the next-token logits at ``places`` of the flattened pack, [places, vocabulary]."""
         width = pack.tokens.shape[1]
-        rows, columns = places // width, places % width
+        kept, at = self._kept(pack, places % width)
+        found: Tensor = kept[(places // width).to(kept.device), at.to(kept.device)]
+        return found
+
+    def fanned_logits(self, pack: Pack, places: Tensor) -> Tensor:
+        """Return the next-token logits of a tree under each edit of ``Steering.fan``, [edits, places, vocabulary]."""
+        kept, at = self._kept(pack, places)
+        return kept[:, at.to(kept.device)]
+
+    def _kept(self, pack: Pack, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits [batch, kept, vocabulary] and where each of the columns stands among the kept."""
         hf = self._model.hf
         inputs = self._inputs(pack)
         with self._pass(pack.index, pack.generated):
             if "logits_to_keep" in inspect.signature(hf.forward).parameters:
                 wanted, at = columns.unique(return_inverse=True)
-                kept = hf(**inputs, logits_to_keep=wanted.to(hf.device)).logits
-            else:
-                kept, at = hf(**inputs).logits, columns
-        found: Tensor = kept[rows.to(kept.device), at.to(kept.device)]
-        return found
+                return hf(**inputs, logits_to_keep=wanted.to(hf.device)).logits, at
+            return hf(**inputs).logits, columns
 
     @contextmanager
     def _pass(self, index: Tensor, generated: Tensor) -> Iterator[None]:

@@ -83,11 +83,7 @@ class Evaluation:
         return {
             **self.ordinary.to_json(),
             "boundary": None if self.boundary is None else self.boundary.to_json(),
-            "neutral": {
-                "kl_mean": self.neutral.kl_mean,
-                "kl_p95": self.neutral.kl_p95,
-                "positions": self.neutral.positions,
-            },
+            "neutral": self.neutral.to_json(),
             "seed": self.seed,
         }
 

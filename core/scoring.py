@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,15 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engrain.core.capture import PackRunner
+from engrain.core.composition import Active
 from engrain.core.contrast import ContrastPair
-from engrain.core.errors import InputError
+from engrain.core.errors import InputError, LayerError
 from engrain.core.extract import encode_pair
 from engrain.core.model import SteerableModel
-from engrain.core.packing import Encoded
+from engrain.core.packing import Encoded, Pack
 
 Progress = Callable[[int], None]
 
 RESAMPLES = 10_000
+# Edits in one fanned pass: of each there are logits of a whole pack, 75 MB with a vocabulary of 49,152.
+FAN = 5
 
 
 def margins(model: SteerableModel, pairs: Sequence[ContrastPair], progress: Progress | None = None) -> Tensor:
@@ -33,19 +37,92 @@ def margins(model: SteerableModel, pairs: Sequence[ContrastPair], progress: Prog
         Mean log-probability per reply token of the positive minus that of the negative, nats, float64 [pairs].
     """
     sequences = [one for pair in pairs for one in encode_pair(model, pair)]
-    runner = PackRunner(model, sequences, group=2)
+    means = reply_means(PackRunner(model, sequences, group=2), sequences, 2, progress)
+    return means[0::2] - means[1::2]
+
+
+def reply_means(
+    runner: PackRunner, sequences: Sequence[Encoded], group: int = 1, progress: Progress | None = None
+) -> Tensor:
+    """Return the mean log-probability per reply token of each sequence, nats, float64 [sequences].
+
+    Args:
+        runner: made for these sequences.
+        sequences: conversations with their replies.
+        group: how many sequences count as one for ``progress``.
+        progress: called with the number of groups done since the last call.
+    """
     means = torch.zeros(len(sequences), dtype=torch.float64)
     for pack in runner.packs():
-        # A reply token is predicted where its parent stands: the last prompt token, then each reply token but the last.
-        before = [path[length - 1 : -1] for path, length in zip(pack.paths, pack.prompt_lengths, strict=True)]
-        chosen = torch.cat([torch.tensor(sequences[member].reply) for member in pack.members])
-        scores = runner.logits(pack, torch.cat(before)).float().log_softmax(dim=-1)
-        found = scores.gather(1, chosen.to(scores.device)[:, None])[:, 0].double().cpu()
-        for member, own in zip(pack.members, found.split([len(places) for places in before]), strict=True):
-            means[member] = own.mean()
+        places, targets, lengths = _reply_tokens(pack, sequences)
+        found = _log_probabilities(runner.logits(pack, places), targets)
+        means[list(pack.members)] = torch.stack([own.mean() for own in found.split(lengths)])
         if progress is not None:
-            progress(len(pack.members) // 2)
-    return means[0::2] - means[1::2]
+            progress(len(pack.members) // group)
+    return means
+
+
+def margins_under(
+    model: SteerableModel,
+    pairs: Sequence[ContrastPair],
+    edits: Sequence[Active],
+    progress: Progress | None = None,
+) -> Tensor:
+    """Return ``margins`` under each of several edits of the same block, which share the work up to that block.
+
+    Args:
+        model: the model, unsteered.
+        pairs: contrast pairs.
+        edits: vectors in use, each acting at the same one block.
+        progress: called with the number of pairs times edits done since the last call.
+
+    Returns:
+        float64 [edits, pairs], nats.
+
+    Raises:
+        LayerError: the edits are not all at the same one block.
+    """
+    layers = {active.layers for active in edits}
+    if len(layers) != 1 or len(next(iter(layers))) != 1:
+        raise LayerError(f"Edits at the layers {sorted(layers)} were given; they must all act at the same one block.")
+    layer = edits[0].layers[0]
+    sequences = [one for pair in pairs for one in encode_pair(model, pair)]
+    if not PackRunner(model, sequences).trees:
+        found = []
+        for active in edits:
+            with model.steer(active):
+                found.append(margins(model, pairs, progress))
+        return torch.stack(found)
+    means = torch.zeros(len(edits), len(sequences), dtype=torch.float64)
+    for first in range(0, len(edits), FAN):
+        chunk = edits[first : first + FAN]
+        with model.steering.fan(layer, chunk):
+            runner = PackRunner(model, sequences, group=2)
+            for pack in runner.packs():
+                places, targets, lengths = _reply_tokens(pack, sequences)
+                scores = _log_probabilities(runner.fanned_logits(pack, places), targets.expand(len(chunk), -1))
+                for member, own in zip(pack.members, scores.split(lengths, dim=1), strict=True):
+                    means[first : first + len(chunk), member] = own.mean(dim=1)
+                if progress is not None:
+                    progress(len(chunk) * len(pack.members) // 2)
+    return means[:, 0::2] - means[:, 1::2]
+
+
+def _reply_tokens(pack: Pack, sequences: Sequence[Encoded]) -> tuple[Tensor, Tensor, list[int]]:
+    """Return where reply tokens are predicted, [tokens], which they are, [tokens], and how many each member has.
+
+    A reply token is predicted where its parent stands: the last prompt token, then each reply token but the last.
+    """
+    before = [path[length - 1 : -1] for path, length in zip(pack.paths, pack.prompt_lengths, strict=True)]
+    targets = torch.cat([torch.tensor(sequences[member].reply) for member in pack.members])
+    return torch.cat(before), targets, [len(places) for places in before]
+
+
+def _log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return log-probabilities of ``targets`` [...] under ``logits`` [..., vocabulary], float64."""
+    logits = logits.float()
+    chosen = logits.gather(-1, targets.to(logits.device).unsqueeze(-1)).squeeze(-1)
+    return (chosen - logits.logsumexp(dim=-1)).double().cpu()
 
 
 @dataclass(frozen=True)
@@ -55,12 +132,20 @@ class Divergence:
     Attributes:
         kl_mean: mean KL(base || edited), nats.
         kl_p95: 95th percentile of it over positions, nats.
+        kl_rms: root of its mean square, nats: a few positions far off weigh more than in the mean.
+        perplexity_ratio: perplexity of the text under the edited model over that under the base.
         positions: number of token positions.
     """
 
     kl_mean: float
     kl_p95: float
+    kl_rms: float
+    perplexity_ratio: float
     positions: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields."""
+        return asdict(self)
 
 
 class NeutralScorer:
@@ -91,10 +176,9 @@ class NeutralScorer:
         # Two runners: each computes the tokens that all texts start with under its own model.
         base, edited = (PackRunner(self._model, self._sequences) for _ in range(2))
         found: list[Tensor] = []
+        lost: list[Tensor] = []
         for number, pack in enumerate(base.packs()):
-            places = torch.cat(
-                [_scored(path, length) for path, length in zip(pack.paths, pack.prompt_lengths, strict=True)]
-            )
+            places, following = _scored(pack)
             if number < len(self._base):
                 before = self._base[number]
             else:
@@ -104,14 +188,27 @@ class NeutralScorer:
             with edit():
                 after = edited.logits(pack, places).float().log_softmax(dim=-1)
             found.append((before.exp() * (before - after)).sum(dim=-1).double().cpu())
+            known = following >= 0
+            tokens = following[known].unsqueeze(-1).to(before.device)
+            lost.append((before - after)[known.to(before.device)].gather(1, tokens)[:, 0].double().cpu())
             if progress is not None:
                 progress(len(pack.members))
-        kl = torch.cat(found)
-        return Divergence(float(kl.mean()), float(kl.quantile(0.95)), len(kl))
+        kl, loss = torch.cat(found), torch.cat(lost)
+        ratio = float(loss.mean().exp()) if len(loss) else 1.0
+        rms = float(kl.square().mean().sqrt())
+        return Divergence(float(kl.mean()), float(kl.quantile(0.95)), rms, ratio, len(kl))
 
 
-def _scored(path: Tensor, prompt_length: int) -> Tensor:
-    return path[prompt_length - 1 : -1] if prompt_length else path
+def _scored(pack: Pack) -> tuple[Tensor, Tensor]:
+    """Return the places that are scored, and the token that follows each in its text (-1 behind the last one)."""
+    tokens = pack.tokens.flatten()
+    places, following = [], []
+    for path, length in zip(pack.paths, pack.prompt_lengths, strict=True):
+        after = torch.cat([tokens[path[1:]], torch.tensor([-1])])
+        chosen = slice(length - 1, -1) if length else slice(None)
+        places.append(path[chosen])
+        following.append(after[chosen])
+    return torch.cat(places), torch.cat(following)
 
 
 def bootstrap_interval(

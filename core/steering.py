@@ -154,6 +154,37 @@ class Steering:
             self.refresh()
 
     @contextmanager
+    def fan(self, layer: int, edits: Sequence[Active]) -> Iterator[None]:
+        """Run the blocks up to ``layer`` once and the rest under each edit, as the rows of a batch.
+
+        For forward passes of one row inside; what comes out of the model has a row for each edit.
+
+        Args:
+            layer: the block at whose output every edit acts.
+            edits: what acts on each row alone; one of strength 0 leaves its row as it is.
+
+        Raises:
+            WidthError, LayerError: an edit does not fit this model.
+        """
+        for active in edits:
+            check_fits(active, len(self._blocks), self._width)
+        composition = compose([[active] for active in edits], layer)
+
+        def spread(module: nn.Module, inputs: Any, output: Any) -> Any:
+            hidden = block_output(output)
+            assert hidden.shape[0] == 1
+            rows = hidden.expand(len(edits), -1, -1)
+            if composition is not None:
+                rows = composition.to(hidden.device).apply(rows, self._layout)
+            return (rows, *output[1:]) if isinstance(output, tuple) else rows
+
+        hook = self._blocks[layer].register_forward_hook(spread)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
     def layout(self, layout: TokenLayout) -> Iterator[None]:
         """Say where the tokens of the forward passes inside stand, for passes that are no plain sequences."""
         before = (self._layout, self._told)

@@ -59,11 +59,6 @@ class Behavior:
                 f"Behavior '{self.name}' looks at the depth {self.depth}; two shares 0 <= from < to <= 1 are needed."
             )
 
-    def layers(self, count: int) -> tuple[int, ...]:
-        """Return the blocks to look at in a model of ``count`` blocks, counted from 0; at least one."""
-        low, high = (round(share * (count - 1)) for share in self.depth)
-        return tuple(range(low, high + 1))
-
 
 def read_scenarios(path: Path) -> list[Scenario]:
     """Read a scenarios file: JSON lines of ``{"id": text, "prompt": text, "domain"?: text}``.

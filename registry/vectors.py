@@ -1,6 +1,8 @@
-"""Steering vectors in the registry: published with what they were made from, read by reference or by file."""
+"""Vectors, their pairs and verdicts in the registry: published with what they were made from, read by reference."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,19 +11,58 @@ from engrain.core.contrast import PairSet
 from engrain.core.errors import InputError, ProfileError, StrengthError
 from engrain.core.model import SteerableModel
 from engrain.core.vector import SteeringVector
+from engrain.core.verdict import Verdict
 from engrain.registry.store import Parent, Store, Version
 
 if TYPE_CHECKING:
     from engrain.core.profile import Entry, Profile
 
 _FILE = "vector.safetensors"
+_PAIRS = "pairs.jsonl"
 _FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".pkl", ".bin")
 
 
 def publish_pairs(store: Store, name: str, pairs: PairSet) -> Version:
     """Publish contrast pairs as a dataset."""
     config = {"schema": "engrain.pairs/1", "pairs": len(pairs), "digest": pairs.digest}
-    return store.publish("dataset", name, config=config, files={"pairs.jsonl": pairs.to_json_lines()})
+    return store.publish("dataset", name, config=config, files={_PAIRS: pairs.to_json_lines()})
+
+
+def read_pairs(store: Store, version: Version) -> PairSet:
+    """Return the contrast pairs that a vector was made from.
+
+    Raises:
+        InputError: the version does not say.
+        IntegrityError: the stored pairs are missing or changed.
+    """
+    digests = [parent.digest for parent in version.parents if parent.role == "pairs"]
+    if not digests:
+        raise InputError(
+            f"'{version.reference}' does not record the pairs that it was made from; extract it again: "
+            f"engrain extract --pairs FILE --name {version.name}."
+        )
+    dataset = next((one for one in store.versions("dataset", version.name) if one.digest == digests[0]), None)
+    if dataset is None:
+        raise InputError(
+            f"The pairs of '{version.reference}' ({digests[0]}) are not in the registry; extract it again."
+        )
+    return replace(PairSet.read(dataset.path(_PAIRS)), source=dataset.reference)
+
+
+def publish_verdict(store: Store, name: str, verdict: Verdict, parents: Sequence[Parent]) -> Version:
+    """Publish a verdict: its gates as the version's config, everything that was measured as a file.
+
+    Args:
+        store: where.
+        name: of the behavior.
+        verdict: the verdict.
+        parents: the vector and the pairs that it is on.
+    """
+    whole = verdict.to_json()
+    config = {key: whole[key] for key in ("schema", "passed", "layer", "strength", "gates", "seed")}
+    files = {"verdict.json": json.dumps(whole, ensure_ascii=False, allow_nan=False).encode()}
+    types = {"verdict.json": "application/json"}
+    return store.publish("verdict", name, config=config, files=files, parents=parents, media_types=types)
 
 
 def publish_vector(store: Store, name: str, vector: SteeringVector, parents: Sequence[Parent] = ()) -> Version:

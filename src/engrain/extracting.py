@@ -11,10 +11,10 @@ from engrain.core.extract import extract
 from engrain.core.model import SteerableModel
 from engrain.core.neutral import read_neutral
 from engrain.core.vector import SteeringVector
-from engrain.plugins.behavior import Behavior
 from engrain.plugins.manager import Plugins
 from engrain.registry.store import Parent, Store, Version
 from engrain.registry.vectors import publish_pairs, publish_vector, read_vector
+from engrain.subject import Subject
 from engrain.version import __version__
 
 
@@ -53,78 +53,71 @@ def extract_vector(
     return replace(vector, origin=origin)
 
 
-def candidate_layers(behavior: Behavior, count: int) -> tuple[int, ...]:
-    """Return the blocks of the behavior's depth, five at most, evenly spread: neighbors differ little."""
-    layers = behavior.layers(count)
-    step = -(-len(layers) // 5)
-    return layers[::step]
-
-
 def calibrate_vector(
     model: SteerableModel,
     vector: SteeringVector,
-    behavior: Behavior,
+    subject: Subject,
     layers: Iterable[int] | None = None,
     progress: Callable[[Dose], None] | None = None,
 ) -> tuple[SteeringVector, list[Dose]]:
-    """Choose layer and strength on the behavior's calibration split and the calibration part of the neutral text."""
-    chosen = candidate_layers(behavior, len(model.blocks)) if layers is None else layers
+    """Choose layer and strength on the subject's calibration split and the calibration part of the neutral text."""
+    chosen = subject.layers(len(model.blocks)) if layers is None else layers
     neutral = read_neutral(model, split="calibration")
-    vector, doses = calibrate(model, vector, behavior.pairs().split("calibration"), neutral, chosen, progress=progress)
+    vector, doses = calibrate(model, vector, subject.calibration, neutral, chosen, progress=progress)
     tried = [dose.to_json() for dose in doses]
     return replace(vector, origin={**vector.origin, "calibration_doses": tried}), doses
 
 
 def ensure_extracted(
     model: SteerableModel,
-    behavior: Behavior,
+    subject: Subject,
     plugins: Plugins,
     store: Store,
     bar: Progress,
     say: Callable[[str], None],
 ) -> SteeringVector:
-    """Return the behavior's highest published vector; it is made and published when there is none.
+    """Return the subject's highest published vector; it is made and published when there is none.
 
     One that was made on another model or from other pairs is made anew.
     """
-    train = behavior.pairs().split("train")
-    if behavior.name in store.names("vector"):
-        vector = read_vector(store, f"vector/{behavior.name}")
+    train = subject.train
+    if subject.name in store.names("vector"):
+        vector = read_vector(store, f"vector/{subject.name}")
         made_here = vector.fingerprint is not None and not vector.fingerprint.differences(model.fingerprint)
         if made_here and vector.origin.get("dataset") == train.digest:
             return vector
-    say(f"extracting {behavior.name} from {len(train.ordinary)} pairs")
+    say(f"extracting {subject.name} from {len(train.ordinary)} pairs")
     task = bar.add_task("extract", total=len(train.ordinary))
     vector = extract_vector(
         model,
         train,
         plugins,
-        name=behavior.name,
-        positions=behavior.positions,
-        method=behavior.method,
+        name=subject.name,
+        positions=subject.positions,
+        method=subject.method,
         progress=lambda done: bar.update(task, advance=done),
     )
-    publish(store, behavior.name, vector, train)
+    publish(store, subject.name, vector, train)
     return vector
 
 
 def ensure_calibrated(
     model: SteerableModel,
-    behavior: Behavior,
+    subject: Subject,
     plugins: Plugins,
     store: Store,
     bar: Progress,
     say: Callable[[str], None],
 ) -> SteeringVector:
-    """Return the behavior's highest published vector, calibrated; what is missing is made and published."""
-    vector = ensure_extracted(model, behavior, plugins, store, bar, say)
+    """Return the subject's highest published vector, calibrated; what is missing is made and published."""
+    vector = ensure_extracted(model, subject, plugins, store, bar, say)
     if vector.calibration is not None:
         return vector
-    layers = candidate_layers(behavior, len(model.blocks))
-    say(f"calibrating {behavior.name} at the layers {', '.join(map(str, layers))}")
+    layers = subject.layers(len(model.blocks))
+    say(f"calibrating {subject.name} at the layers {', '.join(map(str, layers))}")
     task = bar.add_task("calibrate", total=len(layers))
-    vector, _ = calibrate_vector(model, vector, behavior, layers, lambda dose: bar.update(task, advance=1))
-    publish(store, behavior.name, vector, behavior.pairs().split("train"))
+    vector, _ = calibrate_vector(model, vector, subject, layers, lambda dose: bar.update(task, advance=1))
+    publish(store, subject.name, vector, subject.train)
     return vector
 
 

@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from engrain.core.contrast import PairSet, screen
 from engrain.plugins.behavior import Behavior
 from engrain.plugins.manager import build_manager
+from engrain.subject import Subject
 
 NAMES = ("listening", "mode_awareness", "not_rushing")
 MARKS = [*".,?!:;-\u2014\u2013\"'()\u2026`*/", "\n"]
@@ -128,6 +129,12 @@ def test_both_poles_of_mode_awareness_stand_on_the_positive_side() -> None:
 def test_each_behavior_declares_what_a_prompt_would_say() -> None:
     for behavior in FOUND.values():
         assert behavior.instruction != behavior.counter_instruction
-        assert behavior.layers(30)[0] >= 0
-        assert behavior.layers(30)[-1] <= 29
-        assert behavior.layers(2)
+
+
+def test_each_behavior_looks_at_blocks_that_any_model_has() -> None:
+    for behavior in FOUND.values():
+        subject = Subject.of_behavior(behavior)
+        for count in (1, 2, 30, 80):
+            layers = subject.layers(count)
+            assert 1 <= len(layers) <= 5
+            assert set(layers) <= set(range(count))

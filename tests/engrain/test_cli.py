@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from engrain.cli.main import main
 from engrain.core.vector import SteeringVector
+from engrain.registry.store import Store
 from tiny import byte_tokenizer, random_model
 
 
@@ -279,3 +280,59 @@ def test_an_interruption_is_exit_code_130(engrain: Any, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("engrain.cli.main.build_manager", interrupt)
     assert engrain("behaviors").code == 130
+
+
+def write_pairs(path: Path, first: int, count: int, *, swapped: bool = False) -> Path:
+    lines = [
+        {"prompt": f"{i}?", "positive": f"yes {i} yes", "negative": f"no {i} no"} for i in range(first, first + count)
+    ]
+    if swapped:
+        lines = [line | {"positive": line["negative"], "negative": line["positive"]} for line in lines]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def test_verify_needs_pairs_that_the_vector_has_not_seen(engrain: Any, folder: Path, tmp_path: Path) -> None:
+    seen = write_pairs(tmp_path / "seen.jsonl", 0, 40)
+    assert engrain("extract", "--pairs", seen, "--name", "yes", "-m", folder).code == 0
+    alone = engrain("verify", "yes", "-m", folder)
+    assert (alone.code, alone.out) == (2, "")
+    assert "--pairs FILE.jsonl" in alone.err
+    leaked = engrain("verify", "yes", "--pairs", seen, "-m", folder)
+    assert leaked.code == 2
+    assert "unseen pairs" in leaked.err
+    few = engrain("verify", "yes", "--pairs", write_pairs(tmp_path / "few.jsonl", 100, 3), "-m", folder)
+    assert few.code == 2
+    unknown = engrain("verify", "lisening", "-m", folder)
+    assert unknown.code == 2
+    assert "listening" in unknown.err
+
+
+def test_a_verdict_is_printed_published_and_told_by_the_exit_code(engrain: Any, folder: Path, tmp_path: Path) -> None:
+    engrain("extract", "--pairs", write_pairs(tmp_path / "seen.jsonl", 0, 40), "--name", "yes", "-m", folder)
+    fresh = write_pairs(tmp_path / "fresh.jsonl", 100, 20)
+    found = engrain("verify", "yes", "--pairs", fresh, "-m", folder, "--json")
+    assert found.code in (0, 1), found.err
+    verdict = found.json
+    assert verdict["passed"] == (found.code == 0) == all(gate["passed"] for gate in verdict["gates"])
+    assert [gate["name"] for gate in verdict["gates"]] == ["effect", "controls", "side_effects"]
+    assert verdict["reference"] == "verdict/yes@1"
+    version = Store().resolve("verdict/yes")
+    assert json.loads(version.path("verdict.json").read_bytes()) == {
+        key: value for key, value in verdict.items() if key != "reference"
+    }
+    assert {parent.role for parent in version.parents} == {"vector", "test"}
+    assert Store().resolve("vector/yes").digest in {parent.digest for parent in version.parents}
+    # Against exchanged replies the same vector does the opposite.
+    against = write_pairs(tmp_path / "against.jsonl", 200, 20, swapped=True)
+    failed = engrain("verify", "yes", "--pairs", against, "-m", folder)
+    assert failed.code == 1
+    assert "effect: the interval of the effect reaches 0" in failed.out
+    assert "try:" in failed.out
+
+
+def test_calibrate_takes_a_vector_made_from_a_file(engrain: Any, folder: Path, tmp_path: Path) -> None:
+    engrain("extract", "--pairs", write_pairs(tmp_path / "seen.jsonl", 0, 40), "--name", "yes", "-m", folder)
+    done = engrain("calibrate", "yes", "-m", folder, "--layers", "all", "--json")
+    assert done.code == 0, done.err
+    assert done.json["reference"] == "vector/yes@2"

@@ -10,32 +10,36 @@ from engrain.plugins.manager import Plugins
 
 
 @click.command("calibrate")
-@click.argument("behavior")
-@click.option("--layers", help="Blocks to try: 10-16, 13, or a list; by default the behavior's depth.")
+@click.argument("name")
+@click.option("--layers", help="Blocks to try: all, 10-16, 13, or a list; by default the behavior's depth.")
 @model_option
 @json_option
 @click.pass_obj
-def calibrate_command(plugins: Plugins, behavior: str, layers: str | None, model_name: str, as_json: bool) -> None:
+def calibrate_command(plugins: Plugins, name: str, layers: str | None, model_name: str, as_json: bool) -> None:
     """Find the layer and the strength with the most certain effect within 0.2 nats of divergence on neutral text.
 
-    The behavior's vector is extracted first when the registry has none; the calibrated one is published.
+    NAME is a behavior, whose vector is extracted first when the registry has none, or a published vector, which is
+    calibrated on the pairs that it records. The calibrated vector is published as a new version.
 
     Example: engrain calibrate listening --layers 10-16
     """
-    declared = plugins.behavior(behavior)
-
-    from engrain.extracting import calibrate_vector, candidate_layers, ensure_extracted, publish
-    from engrain.loading import load
     from engrain.registry.store import Store
+    from engrain.subject import find_subject
+
+    store = Store()
+    subject = find_subject(plugins, store, name)
+
+    from engrain.extracting import calibrate_vector, ensure_extracted, publish
+    from engrain.loading import load
 
     model = load(model_name, plugins=plugins)
-    store = Store()
-    chosen = parse_layers(layers, len(model.blocks)) or candidate_layers(declared, len(model.blocks))
+    every = range(len(model.blocks))
+    chosen = subject.layers(len(every)) if layers is None else parse_layers(layers, len(every)) or every
     with progress_bar() as bar:
-        vector = ensure_extracted(model, declared, plugins, store, bar, say)
+        vector = ensure_extracted(model, subject, plugins, store, bar, say)
         task = bar.add_task("calibrate", total=len(chosen))
-        vector, doses = calibrate_vector(model, vector, declared, chosen, lambda dose: bar.update(task, advance=1))
-    version = publish(store, behavior, vector, declared.pairs().split("train"))
+        vector, doses = calibrate_vector(model, vector, subject, chosen, lambda dose: bar.update(task, advance=1))
+    version = publish(store, name, vector, subject.train)
     assert vector.calibration is not None
     result = {
         "reference": version.reference,

@@ -8,7 +8,7 @@ import click
 
 from engrain.plugins.spec import RegisterCommand, hookimpl
 
-NAMES = ("behaviors", "calibrate", "chat", "doctor", "evaluate", "extract", "generate", "new", "pairs")
+NAMES = ("behaviors", "calibrate", "chat", "doctor", "evaluate", "extract", "generate", "new", "pairs", "verify")
 
 
 @hookimpl

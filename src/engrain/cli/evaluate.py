@@ -63,6 +63,7 @@ def evaluate_command(
     from engrain.loading import load
     from engrain.registry.store import Store
     from engrain.registry.vectors import read_vector
+    from engrain.subject import Subject
 
     model = load(model_name, plugins=plugins)
     store = Store()
@@ -72,7 +73,9 @@ def evaluate_command(
         else:
             assert behavior is not None
             steered = (f"vector/{behavior}",)
-            vectors = [ensure_calibrated(model, plugins.behavior(behavior), plugins, store, bar, say)]
+            vectors = [
+                ensure_calibrated(model, Subject.of_behavior(plugins.behavior(behavior)), plugins, store, bar, say)
+            ]
         for vector, where in zip(vectors, steered, strict=True):
             if vector.fingerprint is None:
                 say(f"note: '{where}' has no manifest, so it is not known whether it was made on this model.")

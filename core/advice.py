@@ -1,0 +1,89 @@
+"""What to try after a verdict that did not pass."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from engrain.core.composition import Active
+from engrain.core.contrast import PairSet
+from engrain.core.extract import extract
+from engrain.core.model import SteerableModel
+
+# How many pairs that pull against the rest are named.
+_NAMED = 5
+
+
+def advise(
+    model: SteerableModel, active: Active, pairs: PairSet, positions: str, failed: Sequence[str]
+) -> tuple[str, ...]:
+    """Return what to try, one sentence each.
+
+    Args:
+        model: the model, unsteered.
+        active: the vector in use, at one block.
+        pairs: what it was made from.
+        positions: what stood for a reply.
+        failed: the names of the gates that did not pass.
+    """
+    found: list[str] = []
+    if "side_effects" in failed:
+        found.append(
+            f"The dose is too strong at layer {active.layers[0]}: calibrate again, or verify at a strength below "
+            f"{active.strength:.3g}."
+        )
+    if {"effect", "controls"} & set(failed):
+        found += _other_layers(active)
+        against = pulling_against(model, active, pairs, positions)
+        if against:
+            found.append(f"Look at the pairs that pull against the rest: {', '.join(against[:_NAMED])}.")
+        found.append(f"Add pairs: the vector was made from {len(pairs.ordinary)}; or try --positions first or last.")
+    return tuple(found)
+
+
+def _other_layers(active: Active) -> list[str]:
+    """Return the advice that the sweep's own numbers give."""
+    doses = active.vector.origin.get("calibration_doses", [])
+    others = [dose for dose in doses if dose["layer"] != active.layers[0]]
+    if not others:
+        return ["Calibrate over more layers: engrain calibrate NAME --layers all."]
+    best = max(others, key=lambda dose: float(dose["effect_low"]))
+    return [
+        f"Another layer: the calibration found an effect of {best['effect']:+.3f} (at least {best['effect_low']:+.3f}) "
+        f"at layer {best['layer']}, strength {best['strength']:.3g}."
+    ]
+
+
+class _Kept:
+    """Keeps the differences themselves."""
+
+    def __init__(self) -> None:
+        self.differences: list[Tensor] = []
+
+    def update(self, positive: Tensor, negative: Tensor) -> None:
+        self.differences.append(positive - negative)
+
+    def direction(self) -> Tensor:
+        return torch.cat(self.differences).mean(dim=0)
+
+
+def pulling_against(model: SteerableModel, active: Active, pairs: PairSet, positions: str) -> list[str]:
+    """Return the ids of the pairs whose own difference points against the mean of the others, strongest first.
+
+    Args:
+        model: the model, unsteered.
+        active: the vector in use, at one block.
+        pairs: what it was made from.
+        positions: what stood for a reply.
+    """
+    against: list[tuple[float, str]] = []
+    kept = _Kept()
+    ordinary = pairs.ordinary.pairs
+    for pair in ordinary:
+        extract(model, [pair], layers=active.layers, positions=positions, estimator=lambda width: kept)
+    differences = torch.cat(kept.differences)
+    others = (differences.sum(dim=0) - differences) / max(1, len(differences) - 1)
+    for pair, cosine in zip(ordinary, torch.cosine_similarity(differences, others).tolist(), strict=True):
+        if cosine < 0:
+            against.append((cosine, pair.id or pair.positive[:40]))
+    return [name for _, name in sorted(against)]

@@ -1,0 +1,318 @@
+"""Verification: does a vector do what it should on unseen conversations, and nothing else?"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engrain.core.advice import advise
+from engrain.core.capability import Question, answered
+from engrain.core.chat import encode_reply
+from engrain.core.composition import Active
+from engrain.core.contrast import ContrastPair, Message, PairSet
+from engrain.core.controls import RANDOM, random_controls, shuffled_control
+from engrain.core.errors import InputError
+from engrain.core.fluency import Degeneration, fluency
+from engrain.core.generate import Sampling, generate
+from engrain.core.model import SteerableModel
+from engrain.core.packing import Encoded
+from engrain.core.scoring import NeutralScorer, bootstrap_interval, margins, margins_under
+from engrain.core.steps import Steps
+from engrain.core.verdict import Gate, Verdict
+
+Progress = Callable[[str, int], None]
+
+# A percentile interval from fewer scenarios than this is too narrow to be trusted.
+MIN_SCENARIOS = 12
+REPLY_TOKENS = 128
+STEPS = ("base", "edited", "controls", "prompt", "neutral", "replies", "capability")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a behavior may cost.
+
+    Attributes:
+        kl_mean: mean KL(base || edited) on neutral text, nats.
+        kl_p95: its 95th percentile over positions, nats.
+        perplexity: how many times the perplexity of neutral text may become.
+    """
+
+    kl_mean: float = 0.2
+    kl_p95: float = 1.0
+    perplexity: float = 1.15
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What nothing was fitted on.
+
+    Attributes:
+        pairs: test pairs, boundary pairs among them.
+        neutral: texts that should be left alone.
+        prompts: users' messages that free replies are made to.
+        questions: with exact answers.
+        instruction: a system prompt that asks for the behavior, or None.
+    """
+
+    pairs: PairSet
+    neutral: Sequence[Encoded]
+    prompts: Sequence[str]
+    questions: Sequence[Question]
+    instruction: str | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the vector was made from: the label-shuffled control is made from it, and advice.
+
+    Attributes:
+        pairs: the pairs.
+        positions: what stood for a reply.
+    """
+
+    pairs: PairSet
+    positions: str = "response-mean"
+
+
+@dataclass(frozen=True)
+class _Work:
+    model: SteerableModel
+    active: Active
+    training: Training
+    held_out: HeldOut
+    controls: int
+    seed: int
+    progress: Progress = field(repr=False)
+
+    def margins(self) -> list[float]:
+        found: list[float] = margins(self.model, self.held_out.pairs.pairs, self._count("pairs")).tolist()
+        return found
+
+    def edited(self) -> list[float]:
+        with self.model.steer(self.active):
+            return self.margins()
+
+    def control_margins(self) -> dict[str, list[float]]:
+        """Return the margins of the ordinary pairs under each control direction."""
+        directions = random_controls(self.active, self.controls, self.seed)
+        shuffled = shuffled_control(
+            self.model, self.active, self.training.pairs.pairs, positions=self.training.positions, seed=self.seed
+        )
+        edits = [*directions, shuffled]
+        found = margins_under(self.model, self.held_out.pairs.ordinary.pairs, edits, self._count("controls"))
+        return {edit.vector.name: own.tolist() for edit, own in zip(edits, found, strict=True)}
+
+    def prompted(self) -> list[float] | None:
+        """Return the margins of the ordinary pairs behind a system prompt that asks for the behavior."""
+        if self.held_out.instruction is None:
+            return None
+        pairs = [_instructed(pair, self.held_out.instruction) for pair in self.held_out.pairs.ordinary]
+        found: list[float] = margins(self.model, pairs, self._count("pairs")).tolist()
+        return found
+
+    def neutral(self) -> dict[str, Any]:
+        scorer = NeutralScorer(self.model, self.held_out.neutral)
+        return scorer.divergence(lambda: self.model.steer(self.active), self._count("neutral text")).to_json()
+
+    def replies(self) -> list[dict[str, str]]:
+        """Return free replies of base and edited model, side by side."""
+        sampling = Sampling(max_new_tokens=REPLY_TOKENS)
+        prompts = list(self.held_out.prompts)
+        base = generate(self.model, prompts, sampling)
+        with self.model.steer(self.active):
+            edited = generate(self.model, prompts, sampling)
+        self.progress("replies", 2 * len(prompts))
+        sides = zip(prompts, base, edited, strict=True)
+        return [{"prompt": prompt, "base": before, "edited": after} for prompt, before, after in sides]
+
+    def capability(self) -> list[list[bool]]:
+        """Return which questions the base and the edited model answer right."""
+        base: list[bool] = answered(self.model, self.held_out.questions).tolist()
+        with self.model.steer(self.active):
+            edited: list[bool] = answered(self.model, self.held_out.questions).tolist()
+        self.progress("questions", 2 * len(self.held_out.questions))
+        return [base, edited]
+
+    def _count(self, what: str) -> Callable[[int], None]:
+        return lambda done: self.progress(what, done)
+
+    def totals(self) -> dict[str, int]:
+        """Return how much there is to do of everything that progress is told of."""
+        ordinary = len(self.held_out.pairs.ordinary)
+        prompted = ordinary if self.held_out.instruction is not None else 0
+        return {
+            "pairs": 2 * len(self.held_out.pairs) + prompted,
+            "controls": (self.controls + 1) * ordinary,
+            "neutral text": len(self.held_out.neutral),
+            "replies": 2 * len(self.held_out.prompts),
+            "questions": 2 * len(self.held_out.questions),
+        }
+
+
+def verify(
+    model: SteerableModel,
+    active: Active,
+    held_out: HeldOut,
+    training: Training,
+    *,
+    budget: Budget | None = None,
+    controls: int = RANDOM,
+    seed: int = 0,
+    steps: Steps | None = None,
+    plan: Callable[[dict[str, int]], None] | None = None,
+    progress: Progress | None = None,
+) -> Verdict:
+    """Return the verdict on a vector in use.
+
+    The gates are: the effect on the margin is above 0; it is above that of the best of all control directions of the
+    same length (random ones, and one from pairs with shuffled labels); side effects are within the budget and free
+    replies no more degenerate than the base's own. Intervals are paired bootstraps over scenarios. The boundary
+    effect is reported only: a constant vector cannot know the boundary.
+
+    Args:
+        model: the model, unsteered.
+        active: the vector in use, at one block.
+        held_out: what it is measured on.
+        training: what it was made from.
+        budget: of side effects; the defaults of ``Budget``.
+        controls: how many random directions.
+        seed: of every drawing and resampling.
+        steps: results of an interrupted run, and where new ones are kept.
+        plan: called beforehand with how much of everything there is to do.
+        progress: called with what was done ("pairs", "controls", "neutral text", "replies", "questions") and how much.
+
+    Raises:
+        InputError: too few scenarios for an interval.
+    """
+    ordinary = held_out.pairs.ordinary
+    scenarios = {pair.scenario for pair in ordinary}
+    if len(scenarios) < MIN_SCENARIOS:
+        raise InputError(
+            f"{held_out.pairs.source}: {len(scenarios)} scenarios with ordinary pairs are too few for an interval; "
+            f"{MIN_SCENARIOS} are needed, so add pairs of {MIN_SCENARIOS - len(scenarios)} more."
+        )
+    steps = steps or Steps()
+    work = _Work(model, active, training, held_out, controls, seed, progress or (lambda what, done: None))
+    if plan is not None:
+        plan(work.totals())
+    base = _Margins(held_out.pairs, steps.do("base", work.margins))
+    edited = _Margins(held_out.pairs, steps.do("edited", work.edited))
+    rivals = steps.do("controls", work.control_margins)
+    prompted = steps.do("prompt", work.prompted)
+    neutral = steps.do("neutral", work.neutral)
+    replies = steps.do("replies", work.replies)
+    known = steps.do("capability", work.capability)
+
+    effect = edited.ordinary - base.ordinary
+    effects = {name: np.array(found) - base.ordinary for name, found in rivals.items()}
+    best = max(effects, key=lambda name: float(effects[name].mean()))
+    degeneration = _degeneration(model, replies)
+    gates = (
+        _above_zero("effect", effect, ordinary, seed, "the interval of the effect reaches 0"),
+        _above_zero("controls", effect - effects[best], ordinary, seed, f"not surely above the control '{best}'"),
+        _side_effects(neutral, degeneration, budget or Budget()),
+    )
+    measured = {
+        "effect": _summary(effect, ordinary, seed),
+        "boundary": _boundary(base, edited, held_out.pairs.boundary, seed),
+        "anti_steered": _anti_steered(effect, ordinary),
+        "controls": {name: float(own.mean()) for name, own in effects.items()},
+        "best_control": best,
+        "prompt": None if prompted is None else _summary(np.array(prompted) - base.ordinary, ordinary, seed),
+        "neutral": neutral,
+        "degeneration": degeneration.to_json(),
+        "capability": {"questions": len(held_out.questions), "base": _share(known[0]), "edited": _share(known[1])},
+        "replies": replies,
+    }
+    failed = [gate.name for gate in gates if not gate.passed]
+    advice = advise(model, active, training.pairs, training.positions, failed) if failed else ()
+    return Verdict(active.layers[0], active.strength, gates, measured, advice, seed)
+
+
+class _Margins:
+    """Margins of a set of pairs, told apart."""
+
+    def __init__(self, pairs: PairSet, found: Sequence[float]) -> None:
+        every = np.asarray(found, dtype=np.float64)
+        boundary = np.array([pair.boundary for pair in pairs])
+        self.ordinary: NDArray[np.float64] = every[~boundary]
+        self.boundary: NDArray[np.float64] = every[boundary]
+
+
+def _scenarios(pairs: Sequence[ContrastPair]) -> list[str]:
+    return [pair.scenario for pair in pairs]
+
+
+def _summary(values: NDArray[np.float64], pairs: Sequence[ContrastPair], seed: int) -> dict[str, Any]:
+    interval = bootstrap_interval(values, _scenarios(pairs), seed=seed) if len(set(_scenarios(pairs))) > 1 else None
+    return {"value": float(values.mean()), "ci95": interval and list(interval), "n": len(values)}
+
+
+def _above_zero(name: str, values: NDArray[np.float64], pairs: Sequence[ContrastPair], seed: int, fault: str) -> Gate:
+    low, high = bootstrap_interval(values, _scenarios(pairs), seed=seed)
+    return Gate(name, low > 0, float(values.mean()), 0.0, (low, high), () if low > 0 else (fault,))
+
+
+def _side_effects(neutral: dict[str, Any], degeneration: Degeneration, budget: Budget) -> Gate:
+    faults = [
+        f"{what} {found:.3f} is above {bound:g}"
+        for what, found, bound in (
+            ("neutral KL", neutral["kl_mean"], budget.kl_mean),
+            ("neutral KL at the 95th percentile", neutral["kl_p95"], budget.kl_p95),
+            ("perplexity ratio on neutral text", neutral["perplexity_ratio"], budget.perplexity),
+        )
+        if not found <= bound
+    ]
+    faults += [f"replies degenerate: {fault}" for fault in degeneration.faults()]
+    return Gate("side_effects", not faults, neutral["kl_mean"], budget.kl_mean, None, tuple(faults))
+
+
+def _boundary(base: _Margins, edited: _Margins, pairs: PairSet, seed: int) -> dict[str, Any] | None:
+    if not pairs.pairs:
+        return None
+    found = _summary(edited.boundary - base.boundary, pairs, seed)
+    # Surely below 0: the behavior is pushed where it is wrong.
+    return {**found, "overcorrection": found["ci95"] is not None and found["ci95"][1] < 0}
+
+
+def _anti_steered(effect: NDArray[np.float64], pairs: Sequence[ContrastPair]) -> float:
+    """Return the share of scenarios that moved the wrong way."""
+    names, of = np.unique(np.array(_scenarios(pairs)), return_inverse=True)
+    sums = np.bincount(of, weights=effect, minlength=len(names))
+    return float((sums < 0).mean())
+
+
+def _share(right: Sequence[bool]) -> float | None:
+    return float(np.mean(right)) if right else None
+
+
+def _degeneration(model: SteerableModel, replies: Sequence[dict[str, str]]) -> Degeneration:
+    def side(name: str) -> tuple[Any, ...]:
+        encoded = [
+            Encoded(model.render(one["prompt"]), tuple(encode_reply(model.tokenizer, one[name])) if one[name] else ())
+            for one in replies
+        ]
+        return tuple(fluency(model, encoded))
+
+    return Degeneration(side("base"), side("edited"))
+
+
+def _instructed(pair: ContrastPair, instruction: str) -> ContrastPair:
+    """Return the pair with a system prompt that says ``instruction``, in front of its own if it has one."""
+
+    def put(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        if messages[0].role == "system":
+            return (Message("system", f"{instruction}\n\n{messages[0].content}"), *messages[1:])
+        return (Message("system", instruction), *messages)
+
+    negative = pair.negative_messages
+    return ContrastPair(
+        put(pair.messages),
+        pair.positive,
+        pair.negative,
+        None if negative is None else put(negative),
+        scenario=pair.scenario,
+    )

@@ -1,0 +1,83 @@
+"""``engrain verify``: the verdict on a vector, from unseen conversations."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from engrain.cli.options import json_option, model_option
+from engrain.cli.output import print_json, progress_bar, say
+from engrain.core.contrast import PairSet
+from engrain.plugins.manager import Plugins
+
+
+@click.command("verify")
+@click.argument("name")
+@click.option("--pairs", "pairs_file", type=click.Path(path_type=Path), help="Unseen test pairs instead of its own.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the controls and the bootstrap.")
+@model_option
+@json_option
+@click.pass_context
+def verify_command(
+    context: click.Context, name: str, pairs_file: Path | None, seed: int, model_name: str, as_json: bool
+) -> None:
+    """Say whether a vector has proved itself: exit code 0 when every gate passed, 1 when one did not.
+
+    Gates: the effect on unseen pairs is above 0; it is above that of 19 random directions and of one from shuffled
+    labels, all of the same length; side effects are within their budget. The verdict is published with its numbers.
+    An interrupted run goes on where it was.
+
+    Example: engrain verify listening
+    """
+    plugins: Plugins = context.obj
+
+    from engrain.registry.store import Store
+    from engrain.subject import find_subject
+
+    store = Store()
+    subject = find_subject(plugins, store, name)
+    if pairs_file is not None:
+        subject = subject.tested_on(PairSet.read(pairs_file))
+
+    from engrain.loading import load
+    from engrain.verifying import verify_subject
+
+    model = load(model_name, plugins=plugins)
+    with progress_bar() as bar:
+        verdict, version = verify_subject(model, subject, plugins, store, seed=seed, bar=bar, say=say)
+    found = verdict.to_json() | {"reference": version.reference}
+    if as_json:
+        print_json(found)
+    else:
+        _print(found)
+    if not verdict.passed:
+        context.exit(1)
+
+
+def _print(found: dict[str, Any]) -> None:
+    outcome = "passed" if found["passed"] else "did not pass"
+    click.echo(f"{found['reference']}: {outcome}, layer {found['layer']}, strength {found['strength']:.3g}")
+    table = Table("gate", "", "value", "95 % interval", "bound")
+    for gate in found["gates"]:
+        interval = "" if gate["ci95"] is None else "{:+.3f} to {:+.3f}".format(*gate["ci95"])
+        relation = "at most" if gate["name"] == "side_effects" else "above"
+        mark = "passed" if gate["passed"] else "failed"
+        table.add_row(gate["name"], mark, f"{gate['value']:+.3f}", interval, f"{relation} {gate['bound']:g}")
+    Console().print(table)
+    for gate in found["gates"]:
+        for fault in gate["faults"]:
+            click.echo(f"{gate['name']}: {fault}")
+    boundary, prompt, known = found["boundary"], found["prompt"], found["capability"]
+    best = found["best_control"]
+    click.echo(f"best control: {best} {found['controls'][best]:+.3f}")
+    if prompt is not None:
+        click.echo(f"a system prompt that asks for it: {prompt['value']:+.3f}")
+    if boundary is not None:
+        word = ", overcorrection" if boundary["overcorrection"] else ""
+        click.echo(f"boundary pairs: {boundary['value']:+.3f}{word}")
+    click.echo(f"scenarios moved the wrong way: {found['anti_steered']:.0%}")
+    click.echo(f"questions answered right: {known['base']:.0%} to {known['edited']:.0%} of {known['questions']}")
+    for advice in found["advice"]:
+        click.echo(f"try: {advice}")

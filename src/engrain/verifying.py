@@ -1,0 +1,88 @@
+"""The work behind ``engrain verify``: a published vector, its subject and the registry together."""
+
+import hashlib
+from collections.abc import Callable
+
+from platformdirs import user_cache_path
+from rich.progress import Progress
+
+from engrain.core.capability import read_questions
+from engrain.core.errors import InputError
+from engrain.core.model import SteerableModel
+from engrain.core.neutral import read_neutral
+from engrain.core.steps import Steps
+from engrain.core.verdict import Verdict
+from engrain.core.verify import REPLY_TOKENS, HeldOut, Training, verify
+from engrain.extracting import ensure_calibrated
+from engrain.plugins.manager import Plugins
+from engrain.registry.store import Parent, Store, Version
+from engrain.registry.vectors import publish_pairs, publish_verdict
+from engrain.subject import Subject
+from engrain.version import __version__
+
+# Free replies are made to so many prompts at most.
+_PROMPTS = 24
+
+
+def verify_subject(
+    model: SteerableModel,
+    subject: Subject,
+    plugins: Plugins,
+    store: Store,
+    *,
+    seed: int,
+    bar: Progress,
+    say: Callable[[str], None],
+) -> tuple[Verdict, Version]:
+    """Return the verdict on the subject's calibrated vector, published; an interrupted run goes on where it was.
+
+    Raises:
+        InputError: there are no unseen pairs to test on, or too few.
+    """
+    if subject.test is None:
+        raise InputError(
+            f"'{subject.name}' was made from every pair that is recorded with it, and a verdict needs unseen ones: "
+            f"engrain verify {subject.name} --pairs FILE.jsonl."
+        )
+    vector = ensure_calibrated(model, subject, plugins, store, bar, say)
+    active = model.activate(vector)
+    held_out = HeldOut(
+        subject.test,
+        read_neutral(model, split="test"),
+        subject.prompts[:_PROMPTS],
+        read_questions(),
+        subject.instruction,
+    )
+    published = store.resolve(f"vector/{subject.name}")
+    steps = _steps(published.digest, subject.test.digest, seed)
+    if steps.finished:
+        say(f"going on after: {', '.join(steps.finished)}")
+    tasks = {}
+
+    def plan(totals: dict[str, int]) -> None:
+        for what, total in totals.items():
+            tasks[what] = bar.add_task(what, total=total)
+        said = ", ".join(f"{total} {what}" for what, total in totals.items())
+        say(f"verifying {published.reference}: {said} of {REPLY_TOKENS} tokens at most")
+
+    verdict = verify(
+        model,
+        active,
+        held_out,
+        Training(subject.train, subject.positions),
+        seed=seed,
+        steps=steps,
+        plan=plan,
+        progress=lambda what, done: bar.update(tasks[what], advance=done),
+    )
+    tested = publish_pairs(store, f"{subject.name}-test", subject.test)
+    parents = [Parent("vector", published.digest), Parent("test", tested.digest)]
+    version = publish_verdict(store, subject.name, verdict, parents)
+    steps.forget()
+    return verdict, version
+
+
+def _steps(vector: str, pairs: str, seed: int) -> Steps:
+    key = f"{vector} {pairs} {seed} {__version__}"
+    folder = user_cache_path("engrain") / "verify"
+    return Steps(folder / f"{hashlib.sha256(key.encode()).hexdigest()}.json", key)

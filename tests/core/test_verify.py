@@ -1,0 +1,308 @@
+"""Verification: shared passes equal single ones, controls are fair, gates hold, an interrupted run goes on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engrain.core.advice import pulling_against
+from engrain.core.capability import Question, answered, read_questions
+from engrain.core.composition import Active, activate
+from engrain.core.contrast import ContrastPair, Message, PairSet
+from engrain.core.controls import random_controls, shuffled_control
+from engrain.core.errors import DataError, InputError, LayerError
+from engrain.core.extract import extract
+from engrain.core.fluency import Degeneration, Fluency, distinct_runs, fluency
+from engrain.core.model import SteerableModel
+from engrain.core.packing import Encoded
+from engrain.core.scoring import NeutralScorer, margins, margins_under
+from engrain.core.steps import Steps
+from engrain.core.vector import SteeringVector
+from engrain.core.verdict import Gate, Verdict
+from engrain.core.verify import MIN_SCENARIOS, STEPS, Budget, HeldOut, Training, verify
+
+
+def pairs(count: int, first: int = 0) -> PairSet:
+    made = [
+        ContrastPair(
+            (Message("user", f"Say {i}."),),
+            f"aaa {i} aa",
+            f"zzz {i} zz",
+            scenario=f"s{i}",
+            id=f"p{i}",
+            boundary=i % 8 == 7,
+        )
+        for i in range(first, first + count)
+    ]
+    return PairSet(tuple(made))
+
+
+def random_vector(layer: int = 1, seed: int = 1) -> SteeringVector:
+    return SteeringVector({layer: torch.randn(32, generator=torch.Generator().manual_seed(seed)) / 3}, "v")
+
+
+@pytest.mark.parametrize(("positions", "operation"), [("all", "add"), ("generated", "ablate"), ("prompt", "clamp")])
+def test_edits_that_share_a_pass_score_as_they_do_one_by_one(
+    clean: SteerableModel, positions: str, operation: str
+) -> None:
+    edits = [activate(random_vector(seed=seed), 1, seed / 2, positions, operation) for seed in range(8)]
+    together = margins_under(clean, pairs(5).pairs, edits)
+    for edit, found in zip(edits, together, strict=True):
+        with clean.steer(edit):
+            alone = margins(clean, pairs(5).pairs)
+        torch.testing.assert_close(found, alone, atol=2e-5, rtol=1e-4)
+
+
+def test_edits_of_different_blocks_cannot_share_a_pass(llama: SteerableModel) -> None:
+    with pytest.raises(LayerError, match="same one block"):
+        margins_under(llama, pairs(2).pairs, [activate(random_vector(0), 0, 1.0), activate(random_vector(1), 1, 1.0)])
+
+
+def test_the_perplexity_ratio_is_that_of_the_text_under_both_models(clean: SteerableModel) -> None:
+    texts = [Encoded((), tuple(range(5, 40))), clean.encode("Hello.", "a reply of some length")]
+    edit = activate(random_vector(), 1, 2.0)
+
+    def loss() -> float:
+        found = []
+        for text in texts:
+            tokens = torch.tensor([text.prompt + text.reply])
+            with torch.no_grad():
+                scores = clean.hf(tokens, use_cache=False).logits[0].double().log_softmax(-1)
+            start = max(1, len(text.prompt))
+            found += [-float(scores[place - 1, tokens[0, place]]) for place in range(start, tokens.shape[1])]
+        return sum(found) / len(found)
+
+    before = loss()
+    with clean.steer(edit):
+        after = loss()
+    found = NeutralScorer(clean, texts).divergence(lambda: clean.steer(edit))
+    assert found.perplexity_ratio == pytest.approx(float(torch.tensor(after - before).exp()), rel=1e-4)
+    assert found.kl_mean <= found.kl_rms
+
+
+def test_controls_have_the_length_of_the_vector_and_act_where_it_does(llama: SteerableModel) -> None:
+    active = activate(random_vector(), 1, 2.5, "generated")
+    controls = random_controls(active, 19, seed=3)
+    controls.append(shuffled_control(llama, active, pairs(9).pairs, seed=3))
+    for control in controls:
+        assert (control.layers, control.strength, control.positions) == ((1,), 2.5, "generated")
+        torch.testing.assert_close(control.vector.at(1).norm(), active.vector.at(1).norm())
+    assert len({tuple(control.vector.at(1).tolist()) for control in controls}) == 20
+    again = random_controls(active, 19, seed=3)
+    assert all(torch.equal(one.vector.at(1), other.vector.at(1)) for one, other in zip(controls, again, strict=False))
+
+
+def test_exactly_half_of_the_pairs_are_exchanged_for_the_shuffled_control(llama: SteerableModel) -> None:
+    made = pairs(7)
+    active = activate(extract(llama, made, layers=[1]), 1, 1.0)
+    differences = torch.stack([extract(llama, [pair], layers=[1]).at(1) for pair in made])
+    for seed in range(3):
+        direction = shuffled_control(llama, active, made.pairs, seed=seed).vector.at(1)
+        # Each pair's share in the direction: all of one size, the sign says whether it was exchanged.
+        shares = torch.linalg.lstsq(differences.T.double(), direction.double()).solution
+        torch.testing.assert_close(shares.abs(), shares.abs().mean().expand(7), rtol=1e-3, atol=0)
+        assert int((shares < 0).sum()) in (3, 4)
+
+
+def test_a_run_that_is_repeated_is_told_from_one_that_is_not() -> None:
+    assert distinct_runs([1, 2, 3, 4, 5], 2) == 1.0
+    assert distinct_runs([1, 1, 1, 1, 1], 2) == 0.25
+    assert distinct_runs([1], 2) == 1.0
+
+
+def test_the_surprise_is_the_mean_negative_log_probability(llama: SteerableModel) -> None:
+    reply = llama.encode("Hello.", "some reply")
+    tokens = torch.tensor([reply.prompt + reply.reply])
+    with torch.no_grad():
+        scores = llama.hf(tokens, use_cache=False).logits[0].double().log_softmax(-1)
+    start = len(reply.prompt)
+    expected = -sum(float(scores[i - 1, tokens[0, i]]) for i in range(start, tokens.shape[1])) / len(reply.reply)
+    found, empty = fluency(llama, [reply, Encoded(reply.prompt, ())])
+    assert found.surprise == pytest.approx(expected, rel=1e-5)
+    assert (empty.tokens, empty.repeated) == (0, 1.0)
+
+
+def test_replies_that_loop_are_a_fault_and_the_bases_own_are_not() -> None:
+    base = tuple(Fluency(0.1 + i / 100, 0.9, 100, 1.5) for i in range(10))
+    assert Degeneration(base, base).faults() == []
+    looping = tuple(Fluency(0.8, 0.2, 128, 0.3) for _ in range(10))
+    assert [fault.split()[0] for fault in Degeneration(base, looping).faults()] == ["repeated", "distinct"]
+    babble = tuple(Fluency(0.0, 1.0, 90, 6.0) for _ in range(10))
+    assert [fault.split()[0] for fault in Degeneration(base, babble).faults()] == ["surprise"]
+
+
+def test_the_shipped_questions_are_many_and_their_answers_stand_everywhere() -> None:
+    questions = read_questions()
+    assert len(questions) >= 100
+    assert len({one.question for one in questions}) == len(questions)
+    assert len({one.subject for one in questions}) >= 8
+    places = [sum(one.answer == place for one in questions) for place in range(4)]
+    assert max(places) - min(places) <= 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"choices": "abcd"}, "list of texts"),
+        ({"choices": ["a", "a"]}, "none of them twice"),
+        ({"choices": ["a"]}, "two different texts"),
+        ({"answer": 2}, "place of one of the 2 choices"),
+        ({"answer": True}, "place of one"),
+        ({"question": " "}, "all text"),
+    ],
+)
+def test_a_bad_question_is_named_with_its_line(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    line = {"id": "q", "subject": "s", "question": "Which?", "choices": ["a", "b"], "answer": 0}
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps(line) + "\n" + json.dumps(line | changes))
+    with pytest.raises(DataError, match=words) as caught:
+        read_questions(path)
+    assert caught.value.line == 2
+
+
+def test_the_likeliest_choice_is_the_answer(llama: SteerableModel) -> None:
+    questions = [Question(str(i), "s", f"Which {i}?", ("alpha", "beta", "gamma"), i % 3) for i in range(6)]
+    expected = []
+    for one in questions:
+        scores = []
+        for choice in one.choices:
+            sequence = llama.encode(one.question, choice)
+            tokens = torch.tensor([sequence.prompt + sequence.reply])
+            with torch.no_grad():
+                found = llama.hf(tokens, use_cache=False).logits[0].double().log_softmax(-1)
+            places = range(len(sequence.prompt), tokens.shape[1])
+            scores.append(sum(float(found[i - 1, tokens[0, i]]) for i in places) / len(sequence.reply))
+        expected.append(scores.index(max(scores)) == one.answer)
+    assert answered(llama, questions).tolist() == expected
+
+
+def held_out(model: SteerableModel, count: int = 24) -> HeldOut:
+    return HeldOut(
+        pairs(count, first=100),
+        [model.encode("Hello.", "a neutral reply"), Encoded((), tuple(range(10, 60)))],
+        ("Tell me a story.", "What now?"),
+        read_questions()[:4],
+        "Say aaa.",
+    )
+
+
+# Loose: what is tested here is the machinery; a random model is moved far by any direction.
+ANY = Budget(kl_mean=50, kl_p95=50, perplexity=1e9)
+
+
+def true_vector(model: SteerableModel, strength: float = 3.0) -> tuple[Active, Training]:
+    train = pairs(24)
+    vector = extract(model, train, layers=[1])
+    with model.steer(activate(vector, 1, strength)):
+        steered = margins(model, train.pairs)
+    # On random weights the direction has an effect of either sign; the train pairs say of which.
+    works = 1.0 if steered.mean() > margins(model, train.pairs).mean() else -1.0
+    return activate(vector * works, 1, strength), Training(train)
+
+
+def gate(verdict: Verdict, name: str) -> Gate:
+    return next(one for one in verdict.gates if one.name == name)
+
+
+@pytest.fixture
+def whole(llama: SteerableModel) -> tuple[Active, Training, Verdict]:
+    active, training = true_vector(llama)
+    return active, training, verify(llama, active, held_out(llama), training, budget=ANY, controls=5)
+
+
+def test_a_direction_from_true_labels_passes_and_from_swapped_labels_fails_at_the_effect(
+    llama: SteerableModel, whole: tuple[Active, Training, Verdict]
+) -> None:
+    active, training, verdict = whole
+    assert gate(verdict, "effect").passed
+    assert gate(verdict, "controls").passed
+    swapped = activate(active.vector * -1.0, 1, active.strength)
+    found = verify(llama, swapped, held_out(llama), training, budget=ANY, controls=5)
+    assert not found.passed
+    assert not gate(found, "effect").passed
+    assert gate(found, "effect").value < 0
+    assert found.measured["anti_steered"] > 0.5
+    assert found.advice
+
+
+def test_a_random_direction_does_not_pass_its_controls(llama: SteerableModel) -> None:
+    _, training = true_vector(llama)
+    passed = 0
+    for seed in range(8):
+        active = activate(random_vector(seed=seed) * 3.0, 1, 1.0)
+        verdict = verify(llama, active, held_out(llama), training, budget=ANY, controls=19, seed=seed)
+        passed += gate(verdict, "controls").passed
+    assert passed <= 1
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_verdict(
+    llama: SteerableModel, tmp_path: Path, whole: tuple[Active, Training, Verdict]
+) -> None:
+    active, training, verdict = whole
+    path = tmp_path / "steps.json"
+    for stop_at in ("pairs", "controls", "neutral text", "replies", "questions"):
+
+        def interrupt(what: str, done: int, stop_at: str = stop_at) -> None:
+            if what == stop_at:
+                raise KeyboardInterrupt
+
+        before = Steps(path, "k").finished
+        with pytest.raises(KeyboardInterrupt):
+            verify(
+                llama,
+                active,
+                held_out(llama),
+                training,
+                budget=ANY,
+                controls=5,
+                steps=Steps(path, "k"),
+                progress=interrupt,
+            )
+        after = Steps(path, "k").finished
+        assert set(before) <= set(after)
+        if stop_at == "pairs":
+            # Past the interruption on the way to the next one.
+            continue
+    resumed = verify(llama, active, held_out(llama), training, budget=ANY, controls=5, steps=Steps(path, "k"))
+    assert resumed.to_json() == verdict.to_json()
+    assert set(Steps(path, "k").finished) == set(STEPS)
+    assert Steps(path, "other work").finished == ()
+
+
+def test_the_steps_of_a_damaged_file_are_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "steps.json"
+    Steps(path, "k").do("one", lambda: [1.0, 0.1])
+    assert Steps(path, "k").do("one", lambda: pytest.fail("made again")) == [1.0, 0.1]
+    path.write_bytes(path.read_bytes()[:-5])
+    assert Steps(path, "k").finished == ()
+
+
+def test_the_same_seed_gives_the_same_verdict(llama: SteerableModel, whole: tuple[Active, Training, Verdict]) -> None:
+    active, training, verdict = whole
+    again = verify(llama, active, held_out(llama), training, budget=ANY, controls=5)
+    assert again.to_json() == verdict.to_json()
+
+
+def test_side_effects_beyond_the_budget_fail_and_are_named(llama: SteerableModel) -> None:
+    active, training = true_vector(llama)
+    tight = Budget(kl_mean=1e-9, kl_p95=1e-9, perplexity=0.0)
+    verdict = verify(llama, active, held_out(llama), training, budget=tight, controls=1)
+    found = gate(verdict, "side_effects")
+    assert not found.passed
+    assert len([fault for fault in found.faults if "neutral" in fault]) == 3
+    assert any("too strong" in advice for advice in verdict.advice)
+
+
+def test_too_few_scenarios_are_refused_with_how_many_are_needed(llama: SteerableModel) -> None:
+    active, training = true_vector(llama)
+    with pytest.raises(InputError, match=f"{MIN_SCENARIOS} are needed"):
+        verify(llama, active, held_out(llama, count=8), training)
+
+
+def test_a_pair_with_its_replies_exchanged_is_named_as_pulling_against_the_rest(llama: SteerableModel) -> None:
+    good = list(pairs(7))
+    odd = ContrastPair((Message("user", "Say 3."),), "zzz 3 zz", "aaa 3 aa", scenario="odd", id="odd")
+    active, _ = true_vector(llama)
+    assert pulling_against(llama, active, PairSet((*good, odd)), "response-mean")[0] == "odd"
