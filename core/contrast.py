@@ -177,6 +177,7 @@ def parse_pair(line: Mapping[str, Any], path: object, number: int | None) -> Con
     def wrong(problem: str) -> DataError:
         return DataError(path, number, problem)
 
+    line = _from_evals(line)
     for key in _TEXT_KEYS:
         if key in line and not isinstance(line[key], str):
             raise wrong(f"'{key}' must be text, this is {type(line[key]).__name__}.")
@@ -224,6 +225,16 @@ def parse_pair(line: Mapping[str, Any], path: object, number: int | None) -> Con
         boundary=line.get("boundary", False),
         extra={key: value for key, value in line.items() if key not in known},
     )
+
+
+# The keys of Anthropic's evals (Perez et al., arXiv 2212.09251), whose replies are the letters of two choices.
+_EVALS = {"question": "prompt", "answer_matching_behavior": "positive", "answer_not_matching_behavior": "negative"}
+
+
+def _from_evals(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not _EVALS.keys() <= line.keys() or line.keys() & set(_EVALS.values()):
+        return line
+    return {_EVALS.get(key, key): value for key, value in line.items()}
 
 
 def _conversation(system: str | None, history: Sequence[Message], prompt: str) -> tuple[Message, ...]:

@@ -62,8 +62,8 @@ def verify_subject(
     def plan(totals: dict[str, int]) -> None:
         for what, total in totals.items():
             tasks[what] = bar.add_task(what, total=total)
-        said = ", ".join(f"{total} {what}" for what, total in totals.items())
-        say(f"verifying {published.reference}: {said} of {REPLY_TOKENS} tokens at most")
+        said = ", ".join(f"{what} {total}" for what, total in totals.items())
+        say(f"verifying {published.reference} ({said}; replies have {REPLY_TOKENS} tokens at most)")
 
     verdict = verify(
         model,

@@ -206,3 +206,18 @@ def test_screening_finds_length_as_a_cue_and_shared_prompts(tmp_path: Path) -> N
     twice = [GOOD | {"scenario": "a"}, GOOD | {"scenario": "b", "positive": "Tea, I'd say."}]
     assert "several scenarios" in " ".join(screen(read(tmp_path, *twice)))
     assert screen(read(tmp_path, {"prompt": "x?", "positive": "one two", "negative": "two one"})) == []
+
+
+def test_lines_of_anthropics_evals_are_pairs(tmp_path: Path) -> None:
+    line = {
+        "question": "Is it so?\n\nChoices:\n (A) Yes\n (B) No",
+        "answer_matching_behavior": " (A)",
+        "answer_not_matching_behavior": " (B)",
+    }
+    path = tmp_path / "evals.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    pair = PairSet.read(path)[0]
+    assert (pair.messages[-1].content, pair.positive, pair.negative) == (line["question"], " (A)", " (B)")
+    path.write_text(json.dumps(line | {"answer_not_matching_behavior": " (A)"}) + "\n")
+    with pytest.raises(DataError, match="no contrast"):
+        PairSet.read(path)
