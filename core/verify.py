@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engrain.core.advice import advise
+from engrain.core.budget import Budget
 from engrain.core.capability import Question, answered
 from engrain.core.chat import encode_reply
 from engrain.core.composition import Active
@@ -18,7 +19,7 @@ from engrain.core.fluency import Degeneration, fluency
 from engrain.core.generate import Sampling, generate
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
-from engrain.core.scoring import NeutralScorer, bootstrap_interval, margins, margins_under
+from engrain.core.scoring import Divergence, NeutralScorer, bootstrap_interval, margins, margins_under
 from engrain.core.steps import Steps
 from engrain.core.verdict import Gate, Verdict
 
@@ -28,21 +29,6 @@ Progress = Callable[[str, int], None]
 MIN_SCENARIOS = 12
 REPLY_TOKENS = 128
 STEPS = ("base", "edited", "controls", "prompt", "neutral", "replies", "capability")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a behavior may cost.
-
-    Attributes:
-        kl_mean: mean KL(base || edited) on neutral text, nats.
-        kl_p95: its 95th percentile over positions, nats.
-        perplexity: how many times the perplexity of neutral text may become.
-    """
-
-    kl_mean: float = 0.2
-    kl_p95: float = 1.0
-    perplexity: float = 1.15
 
 
 @dataclass(frozen=True)
@@ -257,15 +243,7 @@ def _above_zero(name: str, values: NDArray[np.float64], pairs: Sequence[Contrast
 
 
 def _side_effects(neutral: dict[str, Any], degeneration: Degeneration, budget: Budget) -> Gate:
-    faults = [
-        f"{what} {found:.3f} is above {bound:g}"
-        for what, found, bound in (
-            ("neutral KL", neutral["kl_mean"], budget.kl_mean),
-            ("neutral KL at the 95th percentile", neutral["kl_p95"], budget.kl_p95),
-            ("perplexity ratio on neutral text", neutral["perplexity_ratio"], budget.perplexity),
-        )
-        if not found <= bound
-    ]
+    faults = budget.faults(Divergence(**neutral))
     faults += [f"replies degenerate: {fault}" for fault in degeneration.faults()]
     return Gate("side_effects", not faults, neutral["kl_mean"], budget.kl_mean, None, tuple(faults))
 

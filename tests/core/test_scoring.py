@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engrain.core.calibrate import calibrate
+from engrain.core.budget import Budget
+from engrain.core.calibrate import calibrate, overcorrection
 from engrain.core.composition import activate
 from engrain.core.contrast import ContrastPair, Message, PairSet
 from engrain.core.errors import DataError, InputError
@@ -146,22 +147,30 @@ def test_calibration_stays_within_the_budget_and_takes_the_most_certain_effect(l
     some = pairs(24)
     vector = extract(llama, some)
     texts = [Encoded((), tuple(range(start, start + 30))) for start in (10, 60, 120)]
-    found, doses = calibrate(llama, vector, some, texts, [0, 1, 2], kl_budget=0.05)
+    found, doses = calibrate(llama, vector, some, texts, [0, 1, 2], budget=Budget(kl_mean=0.05))
     assert found.calibration is not None
-    assert all(dose.kl_mean <= 0.05 for dose in doses)
-    best = max(doses, key=lambda dose: dose.effect_low)
+    within = [dose for dose in doses if dose.within]
+    assert all((dose.kl_mean <= 0.05 and dose.kl_p95 <= 1 and dose.perplexity_ratio <= 1.15) for dose in within)
+    best = max(within, key=lambda dose: dose.effect_low)
     assert all(dose.effect_low <= dose.effect for dose in doses)
     assert (found.calibration.layer, found.calibration.strength) == (best.layer, best.strength)
-    assert max(dose.kl_mean for dose in doses) >= 0.04
+    # Every layer is searched up to the budget, and the curve at the best one goes past it.
+    assert {dose.layer for dose in within} == {0, 1, 2}
+    assert max(dose.kl_mean for dose in doses) > 0.05
+    assert len([dose for dose in doses if dose.layer == best.layer]) == 6
+    beyond = overcorrection(doses, found.calibration)
+    if beyond is not None:
+        assert not beyond.within
+        assert beyond.effect > best.effect
     assert llama.steering.handles == ()
 
 
 def test_a_vector_that_does_nothing_good_is_not_calibrated(llama: SteerableModel) -> None:
     some = pairs(24)
-    wrong = -extract(llama, some)
+    wrong = extract(llama, some)
     texts = [Encoded((), tuple(range(10, 40)))]
     with pytest.raises(InputError, match=r"no dose with an effect above 0 within 0.01 nats; layers: 1 \(-"):
-        calibrate(llama, wrong, some, texts, [1], kl_budget=0.01)
+        calibrate(llama, wrong, some, texts, [1], budget=Budget(kl_mean=0.01))
 
 
 def test_the_shipped_neutral_text_is_read_and_split(llama: SteerableModel) -> None:

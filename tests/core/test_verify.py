@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engrain.core.advice import pulling_against
+from engrain.core.budget import Budget
 from engrain.core.capability import Question, answered, read_questions
 from engrain.core.composition import Active, activate
 from engrain.core.contrast import ContrastPair, Message, PairSet
@@ -21,7 +22,7 @@ from engrain.core.scoring import NeutralScorer, margins, margins_under
 from engrain.core.steps import Steps
 from engrain.core.vector import SteeringVector
 from engrain.core.verdict import Gate, Verdict
-from engrain.core.verify import MIN_SCENARIOS, STEPS, Budget, HeldOut, Training, verify
+from engrain.core.verify import MIN_SCENARIOS, STEPS, HeldOut, Training, verify
 
 
 def pairs(count: int, first: int = 0) -> PairSet:

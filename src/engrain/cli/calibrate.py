@@ -16,13 +16,15 @@ from engrain.plugins.manager import Plugins
 @json_option
 @click.pass_obj
 def calibrate_command(plugins: Plugins, name: str, layers: str | None, model_name: str, as_json: bool) -> None:
-    """Find the layer and the strength with the most certain effect within 0.2 nats of divergence on neutral text.
+    """Find the layer and the strength with the most certain effect within a budget of side effects: on neutral
+    text 0.2 nats of mean divergence, 1.0 at its 95th percentile, and 15 % of perplexity.
 
     NAME is a behavior, whose vector is extracted first when the registry has none, or a published vector, which is
     calibrated on the pairs that it records. The calibrated vector is published as a new version.
 
     Example: engrain calibrate listening --layers 10-16
     """
+    from engrain.core.calibrate import overcorrection
     from engrain.registry.store import Store
     from engrain.subject import find_subject
 
@@ -51,12 +53,16 @@ def calibrate_command(plugins: Plugins, name: str, layers: str | None, model_nam
         print_json(result)
         return
     table = Table(
-        "layer", "strength", "effect (nats)", "at least", "neutral KL", "95th percentile", title=version.reference
+        "layer", "strength", "effect (nats)", "at least", "neutral KL", "95 %", "perplexity", title=version.reference
     )
     for dose in doses:
         chosen_here = (dose.layer, dose.strength) == (vector.calibration.layer, vector.calibration.strength)
         mark = "bold" if chosen_here else ""
         effect = (f"{dose.effect:+.3f}", f"{dose.effect_low:+.3f}")
         numbers = (f"{dose.strength:.3g}", *effect, f"{dose.kl_mean:.3f}", f"{dose.kl_p95:.3f}")
-        table.add_row(str(dose.layer), *numbers, style=mark)
+        cost = f"x {dose.perplexity_ratio:.2f}" + ("" if dose.within else ", over budget")
+        table.add_row(str(dose.layer), *numbers, cost, style=mark)
     Console().print(table)
+    beyond = overcorrection(doses, vector.calibration)
+    if beyond is not None:
+        click.echo(f"overcorrection from strength {beyond.strength:.3g} on: more effect, but over the budget")
