@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PROMPT ?= I will learn the accordion before the piano. Give me the first exercise.
+PROMPT ?= We sort the bookshelf by color. Start with red.
 .PHONY: demo test check install bench clean
 
 # The demonstration has a registry of its own, so that it goes away with the environment.
