@@ -18,6 +18,9 @@ NAMED_POSITIONS = ("response-mean", "last", "first", "prompt-last")
 
 Progress = Callable[[int], None]
 
+# So many pairs are tokenized at a time: enough to pack well, and the tokens of more would grow with their number.
+_WINDOW = 256
+
 
 class Estimator(Protocol):
     """Turns pairs of representations into one direction, without keeping them where it can."""
@@ -108,20 +111,21 @@ def extract(
     if not ordinary:
         raise DataError(source, None, "holds no pair to extract from (boundary pairs are not).")
     chosen = model.choose_layers(layers)
-    sequences = [one for pair in ordinary for one in encode_pair(model, pair)]
-    _check_lengths(ordinary, sequences, check_extraction_positions(positions), source)
+    _check_lengths(model, ordinary, check_extraction_positions(positions), source)
     estimates = {layer: estimator(model.width) for layer in chosen}
-    runner = PackRunner(model, sequences, chosen, group=2, tokens=tokens, float32=True)
-    for pack in runner.packs():
-        weights = _weights(pack, positions)
+    for first in range(0, len(ordinary), _WINDOW):
+        sequences = [one for pair in ordinary[first : first + _WINDOW] for one in encode_pair(model, pair)]
+        runner = PackRunner(model, sequences, chosen, group=2, tokens=tokens, float32=True)
+        for pack in runner.packs():
+            weights = _weights(pack, positions)
 
-        def observe(layer: int, hidden: Tensor, weights: Tensor = weights) -> None:
-            states = (weights.to(hidden.device) @ hidden.float()).cpu()
-            estimates[layer].update(states[0::2], states[1::2])
+            def observe(layer: int, hidden: Tensor, weights: Tensor = weights) -> None:
+                states = (weights.to(hidden.device) @ hidden.float()).cpu()
+                estimates[layer].update(states[0::2], states[1::2])
 
-        runner.observe(pack, observe)
-        if progress is not None:
-            progress(len(pack.members) // 2)
+            runner.observe(pack, observe)
+            if progress is not None:
+                progress(len(pack.members) // 2)
     return SteeringVector(
         {layer: estimate.direction() for layer, estimate in estimates.items()}, name, fingerprint=model.fingerprint
     )
@@ -146,7 +150,7 @@ def _token_number(positions: str) -> int:
     return {"first": 0, "last": -1}[positions] if positions in ("first", "last") else int(positions)
 
 
-def _check_lengths(pairs: Sequence[ContrastPair], sequences: Sequence[Encoded], positions: str, source: str) -> None:
+def _check_lengths(model: SteerableModel, pairs: Sequence[ContrastPair], positions: str, source: str) -> None:
     if positions == "prompt-last":
         if all(pair.negative_messages is None for pair in pairs):
             raise DataError(
@@ -157,12 +161,14 @@ def _check_lengths(pairs: Sequence[ContrastPair], sequences: Sequence[Encoded], 
         return
     number = _token_number(positions)
     needed = number + 1 if number >= 0 else -number
-    for sequence, pair in zip(sequences, (pair for pair in pairs for _ in range(2)), strict=True):
-        if len(sequence.reply) < needed:
-            name = pair.id or f"with the reply {pair.positive[:40]!r}"
-            raise DataError(
-                source, None, f"the pair {name} has a reply of {len(sequence.reply)} tokens, none number {positions}."
-            )
+    for pair in pairs:
+        for reply in (pair.positive, pair.negative):
+            length = len(encode_reply(model.tokenizer, reply))
+            if length < needed:
+                name = pair.id or f"with the reply {pair.positive[:40]!r}"
+                raise DataError(
+                    source, None, f"the pair {name} has a reply of {length} tokens, none number {positions}."
+                )
 
 
 def encode_pair(model: SteerableModel, pair: ContrastPair) -> tuple[Encoded, Encoded]:

@@ -96,6 +96,15 @@ def test_the_size_of_a_pack_changes_nothing(model: SteerableModel, tokens: int) 
     assert_equal(extract(model, PAIRS, tokens=tokens), reference(model, PAIRS))
 
 
+def test_more_pairs_than_are_tokenized_at_a_time_all_count(llama: SteerableModel) -> None:
+    many = [pair(f"{number}?", f"yes {number}", f"no {number} no") for number in range(300)]
+    halves = [extract(llama, many[:256]), extract(llama, many[256:])]
+    whole = extract(llama, many)
+    for layer in whole.layers:
+        expected = (halves[0].at(layer) * 256 + halves[1].at(layer) * 44) / 300
+        torch.testing.assert_close(whole.at(layer), expected, atol=1e-6, rtol=1e-4)
+
+
 def test_the_order_of_the_pairs_changes_nothing(llama: SteerableModel) -> None:
     one, other = extract(llama, PAIRS), extract(llama, PAIRS[::-1])
     assert_equal(one, [other.at(layer).double() for layer in other.layers], 1e-6)
