@@ -41,6 +41,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {},
     "olmo2": {},
     "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    # The class that also takes images: the language model lies deeper in it, its configuration under text_config.
+    "gemma3": {
+        "text_config": _COMMON | _GEMMA,
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        "mm_tokens_per_image": 4,
+    },
     # Attention that sees four tokens: what sequences share cannot be told to it, so they run as rows.
     "mistral-window": {"sliding_window": 4},
 }
@@ -65,7 +78,8 @@ def byte_tokenizer(*, template: bool = True) -> PreTrainedTokenizerFast:
 
 def random_model(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
     """Make a small random model of a family; the same one every time."""
-    config = AutoConfig.for_model(family.split("-")[0], **(_COMMON | FAMILIES[family] | changes))
+    common = {} if "text_config" in FAMILIES[family] else _COMMON
+    config = AutoConfig.for_model(family.split("-")[0], **(common | FAMILIES[family] | changes))
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config).to(dtype)
     # Initial weights of 0.02 leave the residual stream nearly as it was embedded; larger ones make every block matter.
