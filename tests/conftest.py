@@ -4,9 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from engrain.core.model import SteerableModel
 from tiny import FAMILIES, tiny
+
+# No test depends on the clock. The first text that hypothesis draws on a fresh machine waits for its table of unicode,
+# which takes more than the second that its health check allows.
+settings.register_profile("engrain", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("engrain")
 
 
 @pytest.fixture(autouse=True)

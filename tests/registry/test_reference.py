@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import rfc8785
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engrain.core.errors import EngrainError, InputError, IntegrityError, UnknownNameError
@@ -27,13 +27,11 @@ references = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(references)
 def test_a_reference_is_read_back_from_its_text(reference: Reference) -> None:
     assert Reference.parse(str(reference)) == reference
 
 
-@settings(deadline=None)
 @given(references)
 def test_the_default_kind_stands_in_for_a_missing_one_and_never_for_a_given_one(reference: Reference) -> None:
     bare = str(reference).partition("/")[2]
@@ -41,7 +39,6 @@ def test_the_default_kind_stands_in_for_a_missing_one_and_never_for_a_given_one(
     assert Reference.parse(str(reference), "profile") == reference
 
 
-@settings(deadline=None)
 @given(st.one_of(st.text(), st.text("ab/@:09-_. \n", max_size=12)))
 def test_any_text_is_a_reference_that_reads_back_or_one_line_of_complaint(text: str) -> None:
     try:

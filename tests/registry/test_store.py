@@ -81,7 +81,7 @@ def test_what_was_published_is_resolved_in_another_store_object(store: Store, tm
 
 
 # One store for all examples is as good as one each.
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=st.dictionaries(texts, values, max_size=4))
 def test_a_config_comes_back_equal_and_can_be_published_again(store: Store, config: dict[str, Any]) -> None:
     first = store.publish("profile", "any", config=config, files={})
