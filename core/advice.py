@@ -29,15 +29,17 @@ def advise(
     found: list[str] = []
     if "side_effects" in failed:
         found.append(
-            f"The dose is too strong at layer {active.layers[0]}: calibrate again, or verify at a strength below "
-            f"{active.strength:.3g}."
+            f"The dose is too strong: {active.strength:.3g} at layer {active.layers[0]}. Calibrate again, or "
+            f"over other layers: engrain calibrate NAME --layers all."
         )
     if {"effect", "controls"} & set(failed):
         found += _other_layers(active)
         against = pulling_against(model, active, pairs, positions)
         if against:
             found.append(f"Look at the pairs that pull against the rest: {', '.join(against[:_NAMED])}.")
-        found.append(f"Add pairs: the vector was made from {len(pairs.ordinary)}; or try --positions first or last.")
+        found.append(
+            f"Add pairs: the vector was made from {len(pairs.ordinary)}; or extract it with --positions first or last."
+        )
     return tuple(found)
 
 

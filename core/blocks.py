@@ -1,5 +1,7 @@
 """The decoder blocks of a transformers language model, found by structure and not by family."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -36,3 +38,8 @@ def block_output(output: object) -> Tensor:
     hidden = output[0] if isinstance(output, tuple) else output
     assert isinstance(hidden, Tensor)
     return hidden
+
+
+def replace_output(output: Any, hidden: Tensor) -> Any:
+    """Return a block's output with another hidden state in its place, in whatever form the block gave it."""
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

@@ -1,7 +1,7 @@
 """How fluent replies are: repeated phrases, variety of words, length, how likely the base model finds them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,6 @@ class Fluency:
     distinct: float
     tokens: int
     surprise: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields."""
-        return asdict(self)
 
 
 def distinct_runs(tokens: Sequence[int], length: int) -> float:
@@ -74,7 +70,7 @@ class Degeneration:
         return sum(one.tokens for one in self.edited) / max(1, sum(one.tokens for one in self.base))
 
     def faults(self) -> list[str]:
-        """Return in what the edited replies, on average, lie outside of the range of nine base replies in ten."""
+        """Return in what the edited replies, on average, are worse than 19 base replies in 20."""
         found = []
         for name, worse in (("repeated", 1), ("distinct", -1), ("surprise", 1)):
             base = worse * np.array([getattr(one, name) for one in self.base])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from engrain.core.blocks import block_output
+from engrain.core.blocks import block_output, replace_output
 from engrain.core.composition import Active, Composition, TokenLayout, check_fits, check_strength, compose
 from engrain.core.errors import InputError
 
@@ -176,7 +176,7 @@ class Steering:
             rows = hidden.expand(len(edits), -1, -1)
             if composition is not None:
                 rows = composition.to(hidden.device).apply(rows, self._layout)
-            return (rows, *output[1:]) if isinstance(output, tuple) else rows
+            return replace_output(output, rows)
 
         hook = self._blocks[layer].register_forward_hook(spread)
         try:
@@ -212,8 +212,7 @@ class Steering:
                 if composition is None:
                     return None
                 fitted = self._fitted[key] = composition.spread(hidden.shape[0]).to(hidden.device)
-            steered = fitted.apply(hidden, self._layout)
-            return (steered, *output[1:]) if isinstance(output, tuple) else steered
+            return replace_output(output, fitted.apply(hidden, self._layout))
 
         return hook
 

@@ -28,7 +28,6 @@ Progress = Callable[[str, int], None]
 # A percentile interval from fewer scenarios than this is too narrow to be trusted.
 MIN_SCENARIOS = 12
 REPLY_TOKENS = 128
-STEPS = ("base", "edited", "controls", "prompt", "neutral", "replies", "capability")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from engrain.core.errors import InputError, UnknownNameError
 from engrain.plugins.behavior import Behavior
 from engrain.plugins.manager import Plugins
 from engrain.registry.store import Store
-from engrain.registry.vectors import read_pairs
+from engrain.registry.vectors import read_pairs, read_vector
 
 # Where most behaviors are found; a behavior may declare its own.
 _DEPTH = (0.5, 0.7)
@@ -64,8 +64,17 @@ class Subject:
         Raises:
             InputError: the version records none.
         """
-        pairs = read_pairs(store, store.resolve(name, default_kind="vector"))
-        return cls(name, pairs, pairs.split("calibration"), None, ())
+        version = store.resolve(name, default_kind="vector")
+        pairs, origin = read_pairs(store, version), read_vector(store, version.reference).origin
+        return cls(
+            name,
+            pairs,
+            pairs.split("calibration"),
+            None,
+            (),
+            positions=str(origin.get("positions", cls.positions)),
+            method=str(origin.get("method", cls.method)),
+        )
 
     def tested_on(self, pairs: PairSet) -> Self:
         """Return the subject with other test pairs, which its vector has not seen.

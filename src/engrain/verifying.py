@@ -69,7 +69,7 @@ def verify_subject(
         model,
         active,
         held_out,
-        Training(subject.train, subject.positions),
+        Training(subject.train, str(vector.origin.get("positions", subject.positions))),
         seed=seed,
         steps=steps,
         plan=plan,

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from engrain.core.budget import Budget
 from engrain.core.calibrate import calibrate, overcorrection
@@ -19,6 +18,7 @@ from engrain.core.neutral import SHIPPED, read_neutral
 from engrain.core.packing import Encoded
 from engrain.core.scoring import NeutralScorer, bootstrap_interval, margins
 from engrain.core.vector import SteeringVector
+from oracle import log_probability
 
 
 def pairs(count: int = 8) -> PairSet:
@@ -38,15 +38,6 @@ def pairs(count: int = 8) -> PairSet:
 def steer(model: SteerableModel, strength: float = 3.0) -> SteeringVector:
     generator = torch.Generator().manual_seed(1)
     return SteeringVector({layer: torch.randn(32, generator=generator) / 6 for layer in range(3)}, "v") * strength
-
-
-def log_probability(model: SteerableModel, sequence: Encoded) -> Tensor:
-    """Log-probabilities of the reply's tokens, by one plain forward pass."""
-    tokens = torch.tensor([sequence.prompt + sequence.reply])
-    with torch.no_grad():
-        scores = model.hf(tokens, use_cache=False).logits[0].float().log_softmax(-1)
-    start = len(sequence.prompt)
-    return torch.stack([scores[place - 1, tokens[0, place]] for place in range(start, tokens.shape[1])])
 
 
 @pytest.mark.parametrize("strength", [0.0, 3.0])

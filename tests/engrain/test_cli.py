@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from engrain.cli.main import main
 from engrain.core.vector import SteeringVector
 from engrain.registry.store import Store
+from engrain.subject import Subject
 from tiny import byte_tokenizer, random_model
 
 
@@ -336,3 +337,11 @@ def test_calibrate_takes_a_vector_made_from_a_file(engrain: Any, folder: Path, t
     done = engrain("calibrate", "yes", "-m", folder, "--layers", "all", "--json")
     assert done.code == 0, done.err
     assert done.json["reference"] == "vector/yes@2"
+
+
+def test_a_vector_from_a_file_is_made_again_as_it_was_made(engrain: Any, folder: Path, tmp_path: Path) -> None:
+    seen = write_pairs(tmp_path / "seen.jsonl", 0, 4)
+    made = ("--name", "yes", "--positions", "last", "--method", "pca", "-m", folder)
+    assert engrain("extract", "--pairs", seen, *made).code == 0
+    subject = Subject.of_record(Store(), "yes")
+    assert (subject.positions, subject.method, len(subject.train), subject.test) == ("last", "pca", 4, None)
