@@ -1,5 +1,8 @@
 """Peak memory of an extraction above the loaded model, for 100 and for 1,000 pairs. Linux only.
 
+Each count is measured in several processes, and medians are compared: what the allocator keeps of freed memory differs
+from process to process by more than what is to be measured.
+
 python -m benchmarks.memory
 """
 
@@ -9,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks.measure import show, write
@@ -66,28 +70,32 @@ def main() -> None:
     """Measure each count in a process of its own and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--counts", type=int, nargs=2, default=COUNTS, metavar=("FEW", "MANY"))
+    parser.add_argument("--repeats", type=int, default=5, help="processes for each count")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
         child(options.child)
         return
-    rows: list[list[object]] = [["pairs", "loaded MiB", "peak MiB", "above MiB"]]
-    found: dict[int, dict[str, int]] = {}
-    for count in options.counts:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.memory", "--child", str(count)],
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        loaded, peak = map(int, done.stdout.split())
-        found[count] = {"loaded": loaded, "peak": peak, "above": peak - loaded}
-        rows.append([count, *(size / 2**20 for size in found[count].values())])
+    found: dict[int, list[dict[str, int]]] = {count: [] for count in options.counts}
+    for _ in range(options.repeats):
+        for count, runs in found.items():
+            command = [sys.executable, "-m", "benchmarks.memory", "--child", str(count)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            loaded, peak = map(int, done.stdout.split())
+            runs.append({"loaded": loaded, "peak": peak, "above": peak - loaded})
+    rows: list[list[object]] = [["pairs", "loaded MiB", "peak MiB", "above MiB", "least", "most"]]
+    middle = {
+        count: {name: median(run[name] for run in runs) for name in ("loaded", "peak", "above")}
+        for count, runs in found.items()
+    }
+    for count, runs in found.items():
+        above = [run["above"] for run in runs]
+        rows.append([count, *(size / 2**20 for size in (*middle[count].values(), min(above), max(above)))])
     show(rows)
-    few, many = (found[count] for count in options.counts)
+    few, many = (middle[count] for count in options.counts)
     growth = {name: many[name] / few[name] - 1 for name in ("above", "peak")}
-    print(f"above the loaded model it grows by {growth['above']:.1%}, in all by {growth['peak']:.1%}")
-    write("memory", {"bytes": {str(count): sizes for count, sizes in found.items()}, "growth": growth})
+    print(f"above the loaded model it grows by {growth['above']:.1%}, in all by {growth['peak']:.1%} (medians)")
+    write("memory", {"bytes": {str(count): runs for count, runs in found.items()}, "growth": growth})
 
 
 if __name__ == "__main__":

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from engrain.core.composition import Active
 from engrain.core.contrast import PairSet
-from engrain.core.extract import extract
+from engrain.core.extract import pair_differences
 from engrain.core.model import SteerableModel
 
 # How many pairs that pull against the rest are named.
@@ -56,19 +55,6 @@ def _other_layers(active: Active) -> list[str]:
     ]
 
 
-class _Kept:
-    """Keeps the differences themselves."""
-
-    def __init__(self) -> None:
-        self.differences: list[Tensor] = []
-
-    def update(self, positive: Tensor, negative: Tensor) -> None:
-        self.differences.append(positive - negative)
-
-    def direction(self) -> Tensor:
-        return torch.cat(self.differences).mean(dim=0)
-
-
 def pulling_against(model: SteerableModel, active: Active, pairs: PairSet, positions: str) -> list[str]:
     """Return the ids of the pairs whose own difference points against the mean of the others, strongest first.
 
@@ -78,14 +64,9 @@ def pulling_against(model: SteerableModel, active: Active, pairs: PairSet, posit
         pairs: what it was made from.
         positions: what stood for a reply.
     """
-    against: list[tuple[float, str]] = []
-    kept = _Kept()
     ordinary = pairs.ordinary.pairs
-    for pair in ordinary:
-        extract(model, [pair], layers=active.layers, positions=positions, estimator=lambda width: kept)
-    differences = torch.cat(kept.differences)
+    differences = pair_differences(model, ordinary, active.layers[0], positions)
     others = (differences.sum(dim=0) - differences) / max(1, len(differences) - 1)
-    for pair, cosine in zip(ordinary, torch.cosine_similarity(differences, others).tolist(), strict=True):
-        if cosine < 0:
-            against.append((cosine, pair.id or pair.positive[:40]))
-    return [name for _, name in sorted(against)]
+    cosines = torch.cosine_similarity(differences, others).tolist()
+    against = [(cosine, pair) for pair, cosine in zip(ordinary, cosines, strict=True) if cosine < 0]
+    return [pair.id or pair.positive[:40] for _, pair in sorted(against, key=lambda one: one[0])]

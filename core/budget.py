@@ -1,9 +1,11 @@
 """What an edit may cost on text that it should leave alone."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
-from engrain.core.scoring import Divergence
+if TYPE_CHECKING:
+    from engrain.core.scoring import Divergence
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Budget:
     kl_p95: float = 1.0
     perplexity: float = 1.15
 
-    def load(self, found: Divergence) -> float:
+    def load(self, found: "Divergence") -> float:
         """Return which share of the budget is used by the side effect that uses most of it; above 1 breaks it.
 
         Each of them grows about with the square of a small strength.
@@ -28,7 +30,7 @@ class Budget:
         loss = math.log(max(found.perplexity_ratio, 1.0)) / math.log(self.perplexity)
         return max(found.kl_mean / self.kl_mean, found.kl_p95 / self.kl_p95, loss)
 
-    def faults(self, found: Divergence) -> list[str]:
+    def faults(self, found: "Divergence") -> list[str]:
         """Return which bounds are broken, one phrase each."""
         bounds = (
             ("neutral KL", found.kl_mean, self.kl_mean),
@@ -36,3 +38,9 @@ class Budget:
             ("perplexity ratio on neutral text", found.perplexity_ratio, self.perplexity),
         )
         return [f"{what} {value:.3f} is above {bound:g}" for what, value, bound in bounds if not value <= bound]
+
+    def looser(self) -> list[str]:
+        """Return in what it allows more than the default, one phrase each."""
+        default = Budget()
+        bounds = [(one.name, getattr(self, one.name), getattr(default, one.name)) for one in fields(self)]
+        return [f"{name} up to {own:g} instead of {usual:g}" for name, own, usual in bounds if own > usual]

@@ -9,7 +9,7 @@ from torch import Tensor
 from engrain.core.composition import Active
 from engrain.core.contrast import ContrastPair
 from engrain.core.errors import InputError
-from engrain.core.extract import MeanDifference, extract
+from engrain.core.extract import pair_differences
 from engrain.core.model import SteerableModel
 from engrain.core.scoring import Progress
 from engrain.core.vector import SteeringVector
@@ -61,23 +61,11 @@ def shuffled_control(
     if len(ordinary) < 2:
         raise InputError(f"A label-shuffled control needs two pairs at least, there are {len(ordinary)}; add pairs.")
     # Exactly half: a chance surplus of right labels would leave some of the direction in.
-    order = torch.randperm(len(ordinary), generator=torch.Generator().manual_seed(seed)).tolist()
-    turned = set(order[: len(ordinary) // 2])
-    shuffled = [_exchanged(pair) if place in turned else pair for place, pair in enumerate(ordinary)]
-    vector = extract(model, shuffled, layers=[layer], positions=positions, estimator=MeanDifference, progress=progress)
-    return _instead(active, layer, vector.at(layer), "label-shuffled")
-
-
-def _exchanged(pair: ContrastPair) -> ContrastPair:
-    if pair.negative_messages is None:
-        return replace(pair, positive=pair.negative, negative=pair.positive)
-    return replace(
-        pair,
-        positive=pair.negative,
-        negative=pair.positive,
-        messages=pair.negative_messages,
-        negative_messages=pair.messages,
-    )
+    order = torch.randperm(len(ordinary), generator=torch.Generator().manual_seed(seed))
+    signs = torch.ones(len(ordinary))
+    signs[order[: len(ordinary) // 2]] = -1
+    differences = pair_differences(model, ordinary, layer, positions, progress)
+    return _instead(active, layer, (signs @ differences) / len(ordinary), "label-shuffled")
 
 
 def _layer(active: Active) -> int:

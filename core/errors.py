@@ -13,6 +13,7 @@
     │   ├── ModelError            a model that cannot be loaded or is not a decoder-only language model
     │   ├── ProfileError          a profile, its keys or its overrides
     │   ├── PluginError           a plugin that is broken or registers something twice
+    │   ├── JudgeError            a judge that does not answer, or not as asked
     │   ├── UnknownNameError      a behavior, estimator or reference that is not there; nearest name offered
     │   └── OutputExistsError     an output that would be overwritten
     └── CheckError                a check that was asked for and failed (exit code 1)
@@ -75,6 +76,10 @@ class ProfileError(InputError):
 
 class PluginError(InputError):
     """A plugin that is broken."""
+
+
+class JudgeError(InputError):
+    """A judge that gives no score; nothing is scored in its place."""
 
 
 class UnknownNameError(InputError):

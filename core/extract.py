@@ -113,22 +113,65 @@ def extract(
     chosen = model.choose_layers(layers)
     _check_lengths(model, ordinary, check_extraction_positions(positions), source)
     estimates = {layer: estimator(model.width) for layer in chosen}
-    for first in range(0, len(ordinary), _WINDOW):
-        sequences = [one for pair in ordinary[first : first + _WINDOW] for one in encode_pair(model, pair)]
-        runner = PackRunner(model, sequences, chosen, group=2, tokens=tokens, float32=True)
+
+    def take(layer: int, numbers: Sequence[int], positive: Tensor, negative: Tensor) -> None:
+        estimates[layer].update(positive, negative)
+
+    _represent(model, ordinary, chosen, positions, take, tokens, progress)
+    return SteeringVector(
+        {layer: estimate.direction() for layer, estimate in estimates.items()}, name, fingerprint=model.fingerprint
+    )
+
+
+def pair_differences(
+    model: SteerableModel,
+    pairs: Sequence[ContrastPair],
+    layer: int,
+    positions: str = "response-mean",
+    progress: Progress | None = None,
+) -> Tensor:
+    """Return each pair's own difference of its two replies at one layer, float32 [pairs, d_model].
+
+    Args:
+        model: the model, unsteered.
+        pairs: contrast pairs that ``extract`` would take.
+        layer: decoder block, counted from 0.
+        positions: what stands for a reply.
+        progress: called with the number of pairs done since the last call.
+    """
+    found = torch.zeros(len(pairs), model.width)
+
+    def take(layer: int, numbers: Sequence[int], positive: Tensor, negative: Tensor) -> None:
+        found[list(numbers)] = positive - negative
+
+    _represent(model, pairs, [layer], positions, take, PACK_TOKENS, progress)
+    return found
+
+
+def _represent(
+    model: SteerableModel,
+    pairs: Sequence[ContrastPair],
+    layers: Sequence[int],
+    positions: str,
+    take: Callable[[int, Sequence[int], Tensor, Tensor], None],
+    tokens: int,
+    progress: Progress | None,
+) -> None:
+    """Hand ``take`` a layer, the numbers of some pairs and their replies' representations, [pairs, d_model] each."""
+    for first in range(0, len(pairs), _WINDOW):
+        sequences = [one for pair in pairs[first : first + _WINDOW] for one in encode_pair(model, pair)]
+        runner = PackRunner(model, sequences, layers, group=2, tokens=tokens, float32=True)
         for pack in runner.packs():
             weights = _weights(pack, positions)
+            numbers = [first + member // 2 for member in pack.members[0::2]]
 
-            def observe(layer: int, hidden: Tensor, weights: Tensor = weights) -> None:
+            def observe(layer: int, hidden: Tensor, weights: Tensor = weights, own: list[int] = numbers) -> None:
                 states = (weights.to(hidden.device) @ hidden.float()).cpu()
-                estimates[layer].update(states[0::2], states[1::2])
+                take(layer, own, states[0::2], states[1::2])
 
             runner.observe(pack, observe)
             if progress is not None:
                 progress(len(pack.members) // 2)
-    return SteeringVector(
-        {layer: estimate.direction() for layer, estimate in estimates.items()}, name, fingerprint=model.fingerprint
-    )
 
 
 def _weights(pack: Pack, positions: str) -> Tensor:

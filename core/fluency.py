@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engrain.core.capture import PackRunner
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
 from engrain.core.scoring import reply_means
+
+# What makes a reply worse: more of it (1) or less (-1).
+_WORSE = (("repeated", 1), ("distinct", -1), ("surprise", 1))
 
 
 @dataclass(frozen=True)
@@ -69,16 +73,27 @@ class Degeneration:
         """Mean length of the edited replies over that of the base's."""
         return sum(one.tokens for one in self.edited) / max(1, sum(one.tokens for one in self.base))
 
+    @property
+    def incoherent(self) -> tuple[bool, ...]:
+        """Which edited replies are more repetitive or less likely than 19 in 20 of the base's own."""
+        beyond = [self._sides(name, worse) for name, worse in _WORSE]
+        worst = np.any([edited > np.quantile(base, 0.95) for base, edited in beyond], axis=0)
+        return tuple(bool(one) for one in worst)
+
     def faults(self) -> list[str]:
         """Return in what the edited replies, on average, are worse than 19 base replies in 20."""
         found = []
-        for name, worse in (("repeated", 1), ("distinct", -1), ("surprise", 1)):
-            base = worse * np.array([getattr(one, name) for one in self.base])
-            edited = worse * np.array([getattr(one, name) for one in self.edited])
+        for name, worse in _WORSE:
+            base, edited = self._sides(name, worse)
             bound = float(np.quantile(base, 0.95))
             if edited.mean() > bound:
                 found.append(f"{name} {worse * edited.mean():.3f}, base's bound {worse * bound:.3f}")
         return found
+
+    def _sides(self, name: str, worse: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return one measure of the base's and of the edited replies, so that more is worse."""
+        base, edited = (np.array([getattr(one, name) for one in side]) for side in (self.base, self.edited))
+        return worse * base, worse * edited
 
     def to_json(self) -> dict[str, Any]:
         """Return means of both sides, the length ratio and the faults."""
@@ -89,4 +104,10 @@ class Degeneration:
             }
             for side in ("base", "edited")
         }
-        return {**sides, "length_ratio": self.length_ratio, "faults": self.faults(), "replies": len(self.base)}
+        return {
+            **sides,
+            "length_ratio": self.length_ratio,
+            "incoherent": sum(self.incoherent),
+            "faults": self.faults(),
+            "replies": len(self.base),
+        }

@@ -21,8 +21,10 @@ from engrain.core.packing import Encoded, Pack
 Progress = Callable[[int], None]
 
 RESAMPLES = 10_000
-# Edits in one fanned pass: of each there are logits of a whole pack, 75 MB with a vocabulary of 49,152.
-FAN = 5
+# Edits in one fanned pass, and the tokens of a pack in it. Behind the edited block there are FAN times as many, and of
+# each reply token logits: 38 MB an edit and pack with a vocabulary of 49,152. Fewer edits repeat the blocks before it.
+FAN = 10
+_FAN_TOKENS = 192
 
 
 def margins(model: SteerableModel, pairs: Sequence[ContrastPair], progress: Progress | None = None) -> Tensor:
@@ -97,7 +99,7 @@ def margins_under(
     for first in range(0, len(edits), FAN):
         chunk = edits[first : first + FAN]
         with model.steering.fan(layer, chunk):
-            runner = PackRunner(model, sequences, group=2)
+            runner = PackRunner(model, sequences, group=2, tokens=_FAN_TOKENS)
             for pack in runner.packs():
                 places, targets, lengths = _reply_tokens(pack, sequences)
                 scores = _log_probabilities(runner.fanned_logits(pack, places), targets.expand(len(chunk), -1))

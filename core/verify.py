@@ -1,7 +1,8 @@
 """Verification: does a vector do what it should on unseen conversations, and nothing else?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,17 @@ from numpy.typing import NDArray
 from engrain.core.advice import advise
 from engrain.core.budget import Budget
 from engrain.core.capability import Question, answered
-from engrain.core.chat import encode_reply
 from engrain.core.composition import Active
 from engrain.core.contrast import ContrastPair, Message, PairSet
 from engrain.core.controls import RANDOM, random_controls, shuffled_control
 from engrain.core.errors import InputError
-from engrain.core.fluency import Degeneration, fluency
-from engrain.core.generate import Sampling, generate
+from engrain.core.evaluate import change_under
+from engrain.core.fluency import Degeneration
+from engrain.core.judge import Judge
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
+from engrain.core.replies import Replies
+from engrain.core.scorer import Scorer
 from engrain.core.scoring import Divergence, NeutralScorer, bootstrap_interval, margins, margins_under
 from engrain.core.steps import Steps
 from engrain.core.verdict import Gate, Verdict
@@ -27,7 +30,6 @@ Progress = Callable[[str, int], None]
 
 # A percentile interval from fewer scenarios than this is too narrow to be trusted.
 MIN_SCENARIOS = 12
-REPLY_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class HeldOut:
         prompts: users' messages that free replies are made to.
         questions: with exact answers.
         instruction: a system prompt that asks for the behavior, or None.
+        scorers: what is measured on the pairs besides the margin, by name.
+        judge: who scores the free replies, or None.
     """
 
     pairs: PairSet
@@ -47,6 +51,8 @@ class HeldOut:
     prompts: Sequence[str]
     questions: Sequence[Question]
     instruction: str | None = None
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)
+    judge: Judge | None = None
 
 
 @dataclass(frozen=True)
@@ -102,16 +108,28 @@ class _Work:
         scorer = NeutralScorer(self.model, self.held_out.neutral)
         return scorer.divergence(lambda: self.model.steer(self.active), self._count("neutral text")).to_json()
 
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """Return the change of every other score on the ordinary pairs."""
+        pairs, edit = self.held_out.pairs.ordinary, partial(self.model.steer, self.active)
+        return {
+            name: change_under(
+                self.model, pairs, scorer, edit, seed=self.seed, progress=self._count("scores")
+            ).to_json()
+            for name, scorer in self.held_out.scorers.items()
+        }
+
     def replies(self) -> list[dict[str, str]]:
         """Return free replies of base and edited model, side by side."""
-        sampling = Sampling(max_new_tokens=REPLY_TOKENS)
-        prompts = list(self.held_out.prompts)
-        base = generate(self.model, prompts, sampling)
-        with self.model.steer(self.active):
-            edited = generate(self.model, prompts, sampling)
-        self.progress("replies", 2 * len(prompts))
-        sides = zip(prompts, base, edited, strict=True)
-        return [{"prompt": prompt, "base": before, "edited": after} for prompt, before, after in sides]
+        edit = partial(self.model.steer, self.active)
+        return Replies.sample(self.model, self.held_out.prompts, edit, self._count("replies")).to_json()
+
+    def judged(self, replies: Replies, degeneration: Degeneration) -> dict[str, Any] | None:
+        """Return what the judge says of the free replies."""
+        judge = self.held_out.judge
+        if judge is None or not replies.prompts:
+            return None
+        count = self._count("judged replies")
+        return replies.judged(judge, degeneration.incoherent, seed=self.seed, progress=count).to_json()
 
     def capability(self) -> list[list[bool]]:
         """Return which questions the base and the edited model answer right."""
@@ -133,6 +151,8 @@ class _Work:
             "controls": (self.controls + 1) * ordinary,
             "neutral text": len(self.held_out.neutral),
             "replies": 2 * len(self.held_out.prompts),
+            "judged replies": 2 * len(self.held_out.prompts) if self.held_out.judge is not None else 0,
+            "scores": 2 * ordinary * len(self.held_out.scorers),
             "questions": 2 * len(self.held_out.questions),
         }
 
@@ -167,7 +187,7 @@ def verify(
         seed: of every drawing and resampling.
         steps: results of an interrupted run, and where new ones are kept.
         plan: called beforehand with how much of everything there is to do.
-        progress: called with what was done ("pairs", "controls", "neutral text", "replies", "questions") and how much.
+        progress: called with what was done (a name of the plan) and how much.
 
     Raises:
         InputError: too few scenarios for an interval.
@@ -188,13 +208,15 @@ def verify(
     rivals = steps.do("controls", work.control_margins)
     prompted = steps.do("prompt", work.prompted)
     neutral = steps.do("neutral", work.neutral)
-    replies = steps.do("replies", work.replies)
+    scores = steps.do("scores", work.scores)
+    replies = Replies.from_json(steps.do("replies", work.replies))
+    degeneration = replies.degeneration(model)
+    judged = steps.do("judged", lambda: work.judged(replies, degeneration))
     known = steps.do("capability", work.capability)
 
     effect = edited.ordinary - base.ordinary
     effects = {name: np.array(found) - base.ordinary for name, found in rivals.items()}
     best = max(effects, key=lambda name: float(effects[name].mean()))
-    degeneration = _degeneration(model, replies)
     gates = (
         _above_zero("effect", effect, ordinary, seed, "the interval of the effect reaches 0"),
         _above_zero("controls", effect - effects[best], ordinary, seed, f"not surely above the control '{best}'"),
@@ -208,9 +230,11 @@ def verify(
         "best_control": best,
         "prompt": None if prompted is None else _summary(np.array(prompted) - base.ordinary, ordinary, seed),
         "neutral": neutral,
+        "scores": scores,
+        "judged": judged,
         "degeneration": degeneration.to_json(),
         "capability": {"questions": len(held_out.questions), "base": _share(known[0]), "edited": _share(known[1])},
-        "replies": replies,
+        "replies": replies.to_json(),
     }
     failed = [gate.name for gate in gates if not gate.passed]
     advice = advise(model, active, training.pairs, training.positions, failed) if failed else ()
@@ -264,17 +288,6 @@ def _anti_steered(effect: NDArray[np.float64], pairs: Sequence[ContrastPair]) ->
 
 def _share(right: Sequence[bool]) -> float | None:
     return float(np.mean(right)) if right else None
-
-
-def _degeneration(model: SteerableModel, replies: Sequence[dict[str, str]]) -> Degeneration:
-    def side(name: str) -> tuple[Any, ...]:
-        encoded = [
-            Encoded(model.render(one["prompt"]), tuple(encode_reply(model.tokenizer, one[name])) if one[name] else ())
-            for one in replies
-        ]
-        return tuple(fluency(model, encoded))
-
-    return Degeneration(side("base"), side("edited"))
 
 
 def _instructed(pair: ContrastPair, instruction: str) -> ContrastPair:

@@ -1,19 +1,25 @@
 """How anything is added to engrain; this is what a plugin imports."""
 
+from engrain.core.brief import Brief
+from engrain.core.budget import Budget
 from engrain.core.contrast import SPLITS, ContrastPair, Message, PairSet
 from engrain.plugins.behavior import Behavior, Scenario, read_scenarios
 from engrain.plugins.manager import build_manager
 from engrain.plugins.source import ModelFiles
-from engrain.plugins.spec import RegisterBehavior, hookimpl
+from engrain.plugins.spec import RegisterBehavior, RegisterJudge, RegisterScorer, hookimpl
 
 __all__ = [
     "SPLITS",
     "Behavior",
+    "Brief",
+    "Budget",
     "ContrastPair",
     "Message",
     "ModelFiles",
     "PairSet",
     "RegisterBehavior",
+    "RegisterJudge",
+    "RegisterScorer",
     "Scenario",
     "build_manager",
     "hookimpl",

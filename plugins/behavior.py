@@ -1,9 +1,11 @@
 """What a behavior plugin declares."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from engrain.core.brief import Brief
+from engrain.core.budget import Budget
 from engrain.core.contrast import PairSet
 from engrain.core.errors import DataError, PluginError
 from engrain.core.files import read_json_lines
@@ -39,6 +41,8 @@ class Behavior:
         depth: which blocks to look at, as shares of the model's depth, from and to.
         positions: what stands for a reply in extraction.
         method: the estimator's name.
+        scorers: what a verdict measures besides the margin, by the scorers' names.
+        budget: of side effects; one that allows more than the default's is named in the report.
     """
 
     name: str
@@ -50,6 +54,13 @@ class Behavior:
     depth: tuple[float, float] = (0.5, 0.7)
     positions: str = "response-mean"
     method: str = "mean-difference"
+    scorers: tuple[str, ...] = ()
+    budget: Budget = field(default_factory=Budget)
+
+    @property
+    def brief(self) -> Brief:
+        """The behavior in words, for judges."""
+        return Brief(self.name, self.description, self.instruction, self.counter_instruction)
 
     def __post_init__(self) -> None:
         check_name(self.name, "behavior")

@@ -4,13 +4,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from engrain.core.errors import PluginError, UnknownNameError
 from engrain.plugins import spec
 from engrain.plugins.behavior import Behavior
+
+if TYPE_CHECKING:
+    from engrain.core.scorer import Scorer
 
 OWN = "engrain"
 
@@ -80,20 +83,32 @@ class Plugins:
             raise UnknownNameError("behavior", name, known, " ".join(map(str, self.broken)))
         return known[name][0]
 
-    def estimators(self) -> dict[str, tuple[spec.MakeEstimator, Origin]]:
-        """Return the estimators by name."""
-        return self._collect("register_estimators", lambda name, estimator: (name, estimator))
-
     def estimator(self, name: str) -> spec.MakeEstimator:
         """Return one estimator.
 
         Raises:
             UnknownNameError: there is none of that name.
         """
-        known = self.estimators()
-        if name not in known:
-            raise UnknownNameError("estimator", name, known)
-        return known[name][0]
+        found: spec.MakeEstimator = self._one("estimator", "register_estimators", name)
+        return found
+
+    def scorer(self, name: str) -> "Scorer":
+        """Return one scorer.
+
+        Raises:
+            UnknownNameError: there is none of that name.
+        """
+        found: Scorer = self._one("scorer", "register_scorers", name)
+        return found
+
+    def judge(self, name: str) -> spec.MakeJudge:
+        """Return what makes one judge.
+
+        Raises:
+            UnknownNameError: there is none of that name.
+        """
+        found: spec.MakeJudge = self._one("judge", "register_judges", name)
+        return found
 
     def model_sources(self) -> list[spec.FindModel]:
         """Return the model sources, in the order in which they are asked."""
@@ -103,6 +118,21 @@ class Plugins:
     def commands(self) -> dict[str, tuple[spec.LoadCommand, Origin]]:
         """Return what loads each command, by the command's name."""
         return self._collect("register_commands", lambda name, load: (name, load))
+
+    def check(self) -> None:
+        """Call every hook, so that a plugin that fails while registering is known as broken.
+
+        Raises:
+            PluginError: two plugins register the same name.
+        """
+        for hook in (name for name, one in vars(spec).items() if hasattr(one, f"{spec.PROJECT}_spec")):
+            self._collect(hook, lambda first, *rest, **options: (getattr(first, "name", first), first))
+
+    def _one(self, what: str, hook: str, name: str) -> Any:
+        known = self._collect(hook, lambda name, value: (name, value))
+        if name not in known:
+            raise UnknownNameError(what, name, known, " ".join(map(str, self.broken)))
+        return known[name][0]
 
     def _collect(self, hook: str, read: Callable[..., tuple[str, Any]]) -> dict[str, tuple[Any, Origin]]:
         found: dict[str, tuple[Any, Origin]] = {}

@@ -11,7 +11,11 @@ import pluggy
 if TYPE_CHECKING:
     import click
 
+    from engrain.core.brief import Brief
     from engrain.core.extract import Estimator
+    from engrain.core.judge import Judge
+    from engrain.core.model import SteerableModel
+    from engrain.core.scorer import Scorer
     from engrain.plugins.behavior import Behavior
     from engrain.plugins.source import ModelFiles
 
@@ -37,6 +41,24 @@ class RegisterEstimator(Protocol):
     """Takes in an estimator under the name that ``--method`` gives."""
 
     def __call__(self, name: str, estimator: MakeEstimator) -> None: ...
+
+
+class RegisterScorer(Protocol):
+    """Takes in a scorer under the name that ``--score`` gives."""
+
+    def __call__(self, name: str, scorer: "Scorer") -> None: ...
+
+
+class MakeJudge(Protocol):
+    """Makes a judge of one behavior; ``argument`` is what stands behind the colon in ``--judge NAME:ARGUMENT``."""
+
+    def __call__(self, model: "SteerableModel", brief: "Brief", argument: str, /) -> "Judge": ...
+
+
+class RegisterJudge(Protocol):
+    """Takes in a judge under the name that ``--judge`` gives."""
+
+    def __call__(self, name: str, judge: MakeJudge) -> None: ...
 
 
 class FindModel(Protocol):
@@ -71,6 +93,16 @@ def register_behaviors(register: RegisterBehavior) -> None:
 @hookspec
 def register_estimators(register: RegisterEstimator) -> None:
     """Add estimators of a direction; called when a vector is extracted."""
+
+
+@hookspec
+def register_scorers(register: RegisterScorer) -> None:
+    """Add scores on pairs; called when a model is evaluated or verified."""
+
+
+@hookspec
+def register_judges(register: RegisterJudge) -> None:
+    """Add judges of free replies; called when a model is evaluated or verified."""
 
 
 @hookspec

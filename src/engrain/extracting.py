@@ -63,7 +63,9 @@ def calibrate_vector(
     """Choose layer and strength on the subject's calibration split and the calibration part of the neutral text."""
     chosen = subject.layers(len(model.blocks)) if layers is None else layers
     neutral = read_neutral(model, split="calibration")
-    vector, doses = calibrate(model, vector, subject.calibration, neutral, chosen, progress=progress)
+    vector, doses = calibrate(
+        model, vector, subject.calibration, neutral, chosen, budget=subject.budget, progress=progress
+    )
     tried = [dose.to_json() for dose in doses]
     return replace(vector, origin={**vector.origin, "calibration_doses": tried}), doses
 

@@ -1,8 +1,10 @@
 """What a vector is made from and tested on: a behavior's splits, or the pairs that a published vector records."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
+from engrain.core.brief import Brief
+from engrain.core.budget import Budget
 from engrain.core.contrast import PairSet, split_of
 from engrain.core.errors import InputError, UnknownNameError
 from engrain.plugins.behavior import Behavior
@@ -24,10 +26,12 @@ class Subject:
         calibration: pairs that choose the dose.
         test: pairs that the verdict comes from, or None where every pair there is was extracted from.
         prompts: users' messages for free replies, unseen.
-        instruction: a system prompt that asks for the behavior, or None.
+        brief: the behavior in words, or None.
         depth: which blocks to look at, as shares of the model's depth.
         positions: what stands for a reply in extraction.
         method: the estimator's name.
+        scorers: what is measured besides the margin, by name.
+        budget: of side effects.
     """
 
     name: str
@@ -35,10 +39,12 @@ class Subject:
     calibration: PairSet
     test: PairSet | None
     prompts: tuple[str, ...]
-    instruction: str | None = None
+    brief: Brief | None = None
     depth: tuple[float, float] = _DEPTH
     positions: str = "response-mean"
     method: str = "mean-difference"
+    scorers: tuple[str, ...] = ()
+    budget: Budget = field(default_factory=Budget)
 
     @classmethod
     def of_behavior(cls, behavior: Behavior) -> Self:
@@ -51,10 +57,12 @@ class Subject:
             pairs.split("calibration"),
             pairs.split("test"),
             tuple(prompts),
-            behavior.instruction,
+            behavior.brief,
             behavior.depth,
             behavior.positions,
             behavior.method,
+            behavior.scorers,
+            behavior.budget,
         )
 
     @classmethod

@@ -8,11 +8,13 @@ from rich.progress import Progress
 
 from engrain.core.capability import read_questions
 from engrain.core.errors import InputError
+from engrain.core.judge import Judge
 from engrain.core.model import SteerableModel
 from engrain.core.neutral import read_neutral
+from engrain.core.replies import REPLY_TOKENS
 from engrain.core.steps import Steps
 from engrain.core.verdict import Verdict
-from engrain.core.verify import REPLY_TOKENS, HeldOut, Training, verify
+from engrain.core.verify import HeldOut, Training, verify
 from engrain.extracting import ensure_calibrated
 from engrain.plugins.manager import Plugins
 from engrain.registry.store import Parent, Store, Version
@@ -20,6 +22,8 @@ from engrain.registry.vectors import publish_pairs, publish_verdict
 from engrain.subject import Subject
 from engrain.version import __version__
 
+# Needs nothing but the model.
+JUDGE = "contrastive"
 # Free replies are made to so many prompts at most.
 _PROMPTS = 24
 
@@ -30,14 +34,19 @@ def verify_subject(
     plugins: Plugins,
     store: Store,
     *,
+    judge: str = JUDGE,
     seed: int,
     bar: Progress,
     say: Callable[[str], None],
 ) -> tuple[Verdict, Version]:
     """Return the verdict on the subject's calibrated vector, published; an interrupted run goes on where it was.
 
+    Args:
+        judge: of the free replies, ``NAME`` or ``NAME:ARGUMENT``.
+
     Raises:
         InputError: there are no unseen pairs to test on, or too few.
+        JudgeError: the judge does not answer.
     """
     if subject.test is None:
         raise InputError(
@@ -51,10 +60,12 @@ def verify_subject(
         read_neutral(model, split="test"),
         subject.prompts[:_PROMPTS],
         read_questions(),
-        subject.instruction,
+        None if subject.brief is None else subject.brief.instruction,
+        {name: plugins.scorer(name) for name in subject.scorers},
+        make_judge(plugins, model, subject, judge),
     )
     published = store.resolve(f"vector/{subject.name}")
-    steps = _steps(published.digest, subject.test.digest, seed)
+    steps = _steps(published.digest, subject.test.digest, str(seed), judge, *subject.scorers)
     if steps.finished:
         say(f"going on after: {', '.join(steps.finished)}")
     tasks = {}
@@ -70,6 +81,7 @@ def verify_subject(
         active,
         held_out,
         Training(subject.train, str(vector.origin.get("positions", subject.positions))),
+        budget=subject.budget,
         seed=seed,
         steps=steps,
         plan=plan,
@@ -82,7 +94,26 @@ def verify_subject(
     return verdict, version
 
 
-def _steps(vector: str, pairs: str, seed: int) -> Steps:
-    key = f"{vector} {pairs} {seed} {__version__}"
+def make_judge(plugins: Plugins, model: SteerableModel, subject: Subject, name: str) -> Judge | None:
+    """Return the judge ``NAME`` or ``NAME:ARGUMENT`` of the subject, or None where it has no words to judge by.
+
+    Raises:
+        UnknownNameError: no such judge.
+        InputError: a judge was asked for by name, and the subject is no behavior with instructions.
+    """
+    name, _, argument = name.partition(":")
+    make = plugins.judge(name)
+    if subject.brief is None:
+        if name != JUDGE:
+            raise InputError(
+                f"The judge '{name}' needs a behavior in words, and '{subject.name}' is pairs only; "
+                f"write a behavior: engrain new {subject.name}."
+            )
+        return None
+    return make(model, subject.brief, argument)
+
+
+def _steps(*work: str) -> Steps:
+    key = " ".join([*work, __version__])
     folder = user_cache_path("engrain") / "verify"
     return Steps(folder / f"{hashlib.sha256(key.encode()).hexdigest()}.json", key)

@@ -126,10 +126,10 @@ def test_an_evaluation_keeps_boundary_pairs_apart(llama: SteerableModel) -> None
     before = margins(llama, pairs().ordinary.pairs)
     with llama.steer(edit):
         after = margins(llama, pairs().ordinary.pairs)
-    assert found.ordinary.effect == pytest.approx(float((after - before).mean()), abs=1e-6)
-    low, high = found.ordinary.effect_ci95 or (0, 0)
-    assert low <= found.ordinary.effect <= high
-    assert found.to_json()["effect"] == found.ordinary.effect
+    assert found.ordinary.change.effect == pytest.approx(float((after - before).mean()), abs=1e-6)
+    low, high = found.ordinary.change.ci95 or (0, 0)
+    assert low <= found.ordinary.change.effect <= high
+    assert found.to_json()["effect"] == found.ordinary.change.effect
     with pytest.raises(DataError, match="not a boundary pair"):
         evaluate(llama, pairs().boundary, texts, lambda: llama.steer(edit))
 

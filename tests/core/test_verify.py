@@ -247,7 +247,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_verdict(
         assert set(before) <= set(Steps(path, "k").finished)
     resumed = verify(llama, active, held_out(llama), training, budget=ANY, controls=5, steps=Steps(path, "k"))
     assert resumed.to_json() == verdict.to_json()
-    kept = {"base", "edited", "controls", "prompt", "neutral", "replies", "capability"}
+    kept = {"base", "edited", "controls", "prompt", "neutral", "scores", "replies", "judged", "capability"}
     assert set(Steps(path, "k").finished) == kept
     assert Steps(path, "other work").finished == ()
 

@@ -70,7 +70,7 @@ def _version(name: str) -> str | None:
 
 def _plugins(plugins: Plugins) -> str:
     found = plugins.behaviors()
-    plugins.estimators()
+    plugins.check()
     if plugins.broken:
         raise CheckError("; ".join(map(str, plugins.broken)))
     return f"{len(found)} behaviors: {', '.join(found)}"

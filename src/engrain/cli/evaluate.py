@@ -7,8 +7,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from engrain.cli.options import json_option, model_option
-from engrain.cli.output import print_json, progress_bar, say
+from engrain.cli.options import json_option, judge_option, model_option
+from engrain.cli.output import describe_change, describe_judged, print_json, progress_bar, say
 from engrain.core.contrast import PairSet
 from engrain.core.errors import InputError, LayerError, StrengthError
 from engrain.plugins.manager import Plugins
@@ -21,6 +21,8 @@ from engrain.plugins.manager import Plugins
 @click.option("--layer", "layers", multiple=True, type=int, help="Block of each --steer, in their order.")
 @click.option("--strength", "strengths", multiple=True, type=float, help="Strength of each --steer, in their order.")
 @click.option("--neutral", type=click.Path(path_type=Path), help="Neutral text; by default the shipped test half.")
+@click.option("--score", "scores", multiple=True, metavar="NAME", help="Another score: choice, or a plugin's.")
+@judge_option
 @click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap.")
 @model_option
 @json_option
@@ -33,6 +35,8 @@ def evaluate_command(
     layers: tuple[int, ...],
     strengths: tuple[float, ...],
     neutral: Path | None,
+    scores: tuple[str, ...],
+    judge: str | None,
     seed: int,
     model_name: str,
     as_json: bool,
@@ -53,9 +57,8 @@ def evaluate_command(
             )
     if pairs_file is not None and not steered:
         raise InputError("--pairs needs --steer: which vector is to be evaluated?")
-    pairs = (
-        PairSet.read(pairs_file) if pairs_file is not None else plugins.behavior(str(behavior)).pairs().split("test")
-    )
+    if pairs_file is not None and judge is not None:
+        raise InputError("--judge scores free replies to a behavior's own scenarios; give a BEHAVIOR, not --pairs.")
 
     from engrain.core.evaluate import evaluate
     from engrain.core.neutral import read_neutral
@@ -64,18 +67,22 @@ def evaluate_command(
     from engrain.registry.store import Store
     from engrain.registry.vectors import read_vector
     from engrain.subject import Subject
+    from engrain.verifying import make_judge
 
+    scorers = {name: plugins.scorer(name) for name in scores}
+    subject = None if behavior is None else Subject.of_behavior(plugins.behavior(behavior))
+    pairs = (
+        PairSet.read(pairs_file) if pairs_file is not None else plugins.behavior(str(behavior)).pairs().split("test")
+    )
     model = load(model_name, plugins=plugins)
     store = Store()
     with progress_bar() as bar:
         if steered:
             vectors = [read_vector(store, where) for where in steered]
         else:
-            assert behavior is not None
+            assert subject is not None
             steered = (f"vector/{behavior}",)
-            vectors = [
-                ensure_calibrated(model, Subject.of_behavior(plugins.behavior(behavior)), plugins, store, bar, say)
-            ]
+            vectors = [ensure_calibrated(model, subject, plugins, store, bar, say)]
         for vector, where in zip(vectors, steered, strict=True):
             if vector.fingerprint is None:
                 say(f"note: '{where}' has no manifest, so it is not known whether it was made on this model.")
@@ -88,15 +95,24 @@ def evaluate_command(
             for place, vector in enumerate(vectors)
         ]
         texts = read_neutral(model, neutral) if neutral is not None else read_neutral(model, split="test")
+        judging, prompts = None, tuple[str, ...]()
+        if judge is not None and subject is not None:
+            judging, prompts = make_judge(plugins, model, subject, judge), subject.prompts
         tasks = {
             "pairs": bar.add_task("pairs", total=2 * len(pairs)),
             "neutral": bar.add_task("neutral text", total=len(texts)),
+            "scores": bar.add_task("scores", total=2 * len(pairs.ordinary) * len(scorers), visible=bool(scorers)),
+            "replies": bar.add_task("replies", total=2 * len(prompts), visible=bool(prompts)),
+            "judged replies": bar.add_task("judged replies", total=2 * len(prompts), visible=bool(prompts)),
         }
         found = evaluate(
             model,
             pairs,
             texts,
             lambda: model.steer(*actives),
+            scorers=scorers,
+            prompts=prompts,
+            judge=judging,
             seed=seed,
             progress=lambda what, done: bar.update(tasks[what], advance=done),
         )
@@ -125,3 +141,9 @@ def _print(found: dict[str, Any], steering: list[dict[str, Any]]) -> None:
     neutral = found["neutral"]
     mean, p95 = neutral["kl_mean"], neutral["kl_p95"]
     click.echo(f"neutral text: KL {mean:.3f} nats (95th percentile {p95:.3f}) over {neutral['positions']} positions")
+    for name, score in found["scores"].items():
+        click.echo(describe_change(name, score))
+    free = found["free_replies"]
+    if free is not None:
+        click.echo(describe_judged(free["judged"]))
+        click.echo(f"incoherent replies: {free['degeneration']['incoherent']} of {free['degeneration']['replies']}")

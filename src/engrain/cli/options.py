@@ -31,6 +31,15 @@ def force_option(command: Command) -> Command:
     return click.option("--force", is_flag=True, help="Overwrite what exists.")(command)
 
 
+def judge_option(command: Command) -> Command:
+    """--judge."""
+    return click.option(
+        "--judge",
+        metavar="NAME[:ARGUMENT]",
+        help="Who scores free replies: contrastive (the model itself, unedited) or llm:MODEL (OPENAI_BASE_URL).",
+    )(command)
+
+
 def steering_options(command: Command) -> Command:
     """--profile, --set, --steer: which vectors are on."""
     for option in (

@@ -22,6 +22,17 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def describe_change(what: str, change: dict[str, Any]) -> str:
+    """Return a line on a score of base and edited model."""
+    interval = "" if change["ci95"] is None else " ({:+.3f} to {:+.3f})".format(*change["ci95"])
+    return f"{what}: {change['base']:.3f} to {change['edited']:.3f}, {change['effect']:+.3f}{interval}"
+
+
+def describe_judged(judged: dict[str, Any]) -> str:
+    """Return a line on what a judge says of free replies."""
+    return describe_change(f"{judged['n']} free replies, judge {judged['judge']}, {judged['unit']}", judged)
+
+
 @contextmanager
 def progress_bar() -> "Iterator[Progress]":
     """Show progress on stderr while the context lasts; nothing where stderr is not a terminal."""

@@ -7,8 +7,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from engrain.cli.options import json_option, model_option
-from engrain.cli.output import print_json, progress_bar, say
+from engrain.cli.options import json_option, judge_option, model_option
+from engrain.cli.output import describe_change, describe_judged, print_json, progress_bar, say
 from engrain.core.contrast import PairSet
 from engrain.plugins.manager import Plugins
 
@@ -16,12 +16,19 @@ from engrain.plugins.manager import Plugins
 @click.command("verify")
 @click.argument("name")
 @click.option("--pairs", "pairs_file", type=click.Path(path_type=Path), help="Unseen test pairs instead of its own.")
+@judge_option
 @click.option("--seed", default=0, show_default=True, help="Seed of the controls and the bootstrap.")
 @model_option
 @json_option
 @click.pass_context
 def verify_command(
-    context: click.Context, name: str, pairs_file: Path | None, seed: int, model_name: str, as_json: bool
+    context: click.Context,
+    name: str,
+    pairs_file: Path | None,
+    judge: str | None,
+    seed: int,
+    model_name: str,
+    as_json: bool,
 ) -> None:
     """Say whether a vector has proved itself: exit code 0 when every gate passed, 1 when one did not.
 
@@ -42,11 +49,13 @@ def verify_command(
         subject = subject.tested_on(PairSet.read(pairs_file))
 
     from engrain.loading import load
-    from engrain.verifying import verify_subject
+    from engrain.verifying import JUDGE, verify_subject
 
     model = load(model_name, plugins=plugins)
     with progress_bar() as bar:
-        verdict, version = verify_subject(model, subject, plugins, store, seed=seed, bar=bar, say=say)
+        verdict, version = verify_subject(
+            model, subject, plugins, store, judge=judge or JUDGE, seed=seed, bar=bar, say=say
+        )
     found = verdict.to_json() | {"reference": version.reference}
     if as_json:
         print_json(found)
@@ -79,5 +88,11 @@ def _print(found: dict[str, Any]) -> None:
         click.echo(f"boundary pairs: {boundary['value']:+.3f}{word}")
     click.echo(f"scenarios moved the wrong way: {found['anti_steered']:.0%}")
     click.echo(f"questions answered right: {known['base']:.0%} to {known['edited']:.0%} of {known['questions']}")
+    judged, degeneration = found["judged"], found["degeneration"]
+    if judged is not None:
+        click.echo(describe_judged(judged))
+    for name, score in found["scores"].items():
+        click.echo(describe_change(name, score))
+    click.echo(f"incoherent replies: {degeneration['incoherent']} of {degeneration['replies']}")
     for advice in found["advice"]:
         click.echo(f"try: {advice}")
