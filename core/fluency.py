@@ -1,5 +1,6 @@
 """How fluent replies are: repeated phrases, variety of words, length, how likely the base model finds them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
 from engrain.core.scoring import reply_means
 
+# The base's greedy replies are its own most likely words, so that any others are less likely; a reply is incoherent only
+# from twice the perplexity on.
+_SURPRISE = math.log(2)
 # What makes a reply worse: more of it (1) or less (-1).
 _WORSE = (("repeated", 1), ("distinct", -1), ("surprise", 1))
 
@@ -75,10 +79,13 @@ class Degeneration:
 
     @property
     def incoherent(self) -> tuple[bool, ...]:
-        """Which edited replies are more repetitive or less likely than 19 in 20 of the base's own."""
-        beyond = [self._sides(name, worse) for name, worse in _WORSE]
-        worst = np.any([edited > np.quantile(base, 0.95) for base, edited in beyond], axis=0)
-        return tuple(bool(one) for one in worst)
+        """Which edited replies are more repetitive than 19 in 20 of the base's own, or far less likely."""
+        worst = []
+        for name, worse in _WORSE:
+            base, edited = self._sides(name, worse)
+            slack = _SURPRISE if name == "surprise" else 0.0
+            worst.append(edited > np.quantile(base, 0.95) + slack)
+        return tuple(bool(one) for one in np.any(worst, axis=0))
 
     def faults(self) -> list[str]:
         """Return in what the edited replies, on average, are worse than 19 base replies in 20."""
