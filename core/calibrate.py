@@ -1,6 +1,7 @@
 """Which layer and which strength: the most effect on the calibration split within a budget of side effects."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -100,7 +101,7 @@ def calibrate(
                 progress(dose)
 
     for layer in layers:
-        within = _largest_within(model, vector, layer, scorer, budget)
+        within = largest_within(partial(_steer, model, vector, layer), scorer, budget)
         if within is not None:
             measure(layer, dict([within]))
     # By the lower end: of several layers, the largest mean on a few dozen pairs is often luck.
@@ -120,6 +121,12 @@ def calibrate(
     return vector.calibrated(Calibration(best.layer, best.strength)), doses
 
 
+def _steer(
+    model: SteerableModel, vector: SteeringVector, layer: int, strength: float
+) -> AbstractContextManager[object]:
+    return model.steer(activate(vector, layer, strength))
+
+
 def overcorrection(doses: Iterable[Dose], chosen: Calibration) -> Dose | None:
     """Return the lowest dose at the chosen layer that has more effect than the chosen one and breaks the budget."""
     here = [dose for dose in doses if dose.layer == chosen.layer and not dose.within]
@@ -129,14 +136,20 @@ def overcorrection(doses: Iterable[Dose], chosen: Calibration) -> Dose | None:
     return min((dose for dose in here if dose.effect > at), key=lambda dose: dose.strength, default=None)
 
 
-def _largest_within(
-    model: SteerableModel, vector: SteeringVector, layer: int, scorer: NeutralScorer, budget: Budget
+def largest_within(
+    edit: Callable[[float], AbstractContextManager[object]], scorer: NeutralScorer, budget: Budget
 ) -> tuple[float, Divergence] | None:
-    """Return the strength whose side effects come close to the budget from below, with these."""
+    """Return the strength whose side effects come close to the budget from below, with these, or None without one.
+
+    Args:
+        edit: makes a context in which the model is edited at a strength; tried from 1 on.
+        scorer: of the unedited model.
+        budget: of side effects.
+    """
     strength = 1.0
     within: tuple[float, Divergence] | None = None
     for _ in range(_STEPS):
-        found = scorer.divergence(partial(model.steer, activate(vector, layer, strength)))
+        found = scorer.divergence(partial(edit, strength))
         load = budget.load(found)
         if load <= 1 and (within is None or strength > within[0]):
             within = (strength, found)

@@ -13,8 +13,8 @@ from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
 from engrain.core.scoring import reply_means
 
-# The base's greedy replies are its own most likely words, so that any others are less likely; a reply is incoherent only
-# from twice the perplexity on.
+# The base's greedy replies are its own most likely words, so that any others are less likely; a reply is incoherent
+# only from twice the perplexity on.
 _SURPRISE = math.log(2)
 # What makes a reply worse: more of it (1) or less (-1).
 _WORSE = (("repeated", 1), ("distinct", -1), ("surprise", 1))

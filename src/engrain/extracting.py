@@ -1,6 +1,6 @@
 """The work behind ``engrain extract``, ``calibrate`` and ``evaluate``: behaviors, models and the registry together."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from rich.progress import Progress
@@ -8,9 +8,10 @@ from rich.progress import Progress
 from engrain.core.calibrate import Dose, calibrate
 from engrain.core.contrast import PairSet
 from engrain.core.extract import extract
+from engrain.core.joint import Joint, calibrate_jointly, passes
 from engrain.core.model import SteerableModel
 from engrain.core.neutral import read_neutral
-from engrain.core.vector import SteeringVector
+from engrain.core.vector import Calibration, SteeringVector
 from engrain.plugins.manager import Plugins
 from engrain.registry.store import Parent, Store, Version
 from engrain.registry.vectors import publish_pairs, publish_vector, read_vector
@@ -121,6 +122,45 @@ def ensure_calibrated(
     vector, _ = calibrate_vector(model, vector, subject, layers, lambda dose: bar.update(task, advance=1))
     publish(store, subject.name, vector, subject.train)
     return vector
+
+
+def calibrate_together(
+    model: SteerableModel,
+    subjects: Sequence[Subject],
+    plugins: Plugins,
+    store: Store,
+    bar: Progress,
+    say: Callable[[str], None],
+) -> tuple[list[Version], Joint]:
+    """Choose the strengths of several behaviors that are on together, and publish their vectors with these.
+
+    Each is extracted and calibrated by itself first where the registry has no calibrated vector of it.
+    """
+    # One that was calibrated with others before has the strength it had beside those.
+    vectors = {one.name: _alone(ensure_calibrated(model, one, plugins, store, bar, say)) for one in subjects}
+    say(f"calibrating {', '.join(vectors)} together")
+    task = bar.add_task("together", total=passes(len(vectors)))
+    found, joint = calibrate_jointly(
+        model,
+        vectors,
+        {one.name: one.calibration for one in subjects},
+        read_neutral(model, split="calibration"),
+        progress=lambda done: bar.update(task, advance=done),
+    )
+    published = []
+    for subject in subjects:
+        alone = vectors[subject.name].calibration
+        assert alone is not None
+        origin = {**found[subject.name].origin, "alone": alone.to_json(), "joint": joint.to_json()}
+        vector = replace(found[subject.name], origin=origin)
+        published.append(publish(store, subject.name, vector, subject.train))
+    return published, joint
+
+
+def _alone(vector: SteeringVector) -> SteeringVector:
+    """Return the vector with the dose that it has by itself."""
+    alone = vector.origin.get("alone")
+    return vector if alone is None else vector.calibrated(Calibration.from_json(alone))
 
 
 def publish(store: Store, name: str, vector: SteeringVector, pairs: PairSet) -> Version:
