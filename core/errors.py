@@ -5,7 +5,7 @@
     EngrainError                  anything engrain says no to
     ├── InputError                the caller's mistake: the message says what, where and the mend (exit code 2)
     │   ├── DataError             a pairs, scenarios or neutral file, with file and line
-    │   ├── VectorError           a vector file or a vector that does not fit
+    │   ├── VectorError           a file of a vector or task vector, or one that does not fit
     │   │   ├── WidthError        made for another model width
     │   │   └── FingerprintError  made on another model
     │   ├── LayerError            a layer the model or the vector does not have
@@ -47,7 +47,7 @@ class DataError(InputError):
 
 
 class VectorError(InputError):
-    """A vector file that cannot be read, or a vector that cannot be used."""
+    """A file of a vector or task vector that cannot be read, or one that cannot be used."""
 
 
 class WidthError(VectorError):
@@ -55,7 +55,7 @@ class WidthError(VectorError):
 
 
 class FingerprintError(VectorError):
-    """A vector that was made on another model."""
+    """A vector or task vector that was made on another model."""
 
 
 class LayerError(InputError):

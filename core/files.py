@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,38 @@ def write_atomically(path: Path, data: bytes, *, force: bool = False) -> None:
             raise
     except OSError as error:
         raise InputError(f"'{path}' cannot be written ({error.strerror or error}).") from error
+
+
+@contextmanager
+def folder_atomically(folder: Path, mark: str | None = None, *, force: bool = False) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``folder`` when the context ends; after an error there is none.
+
+    Args:
+        folder: where; the folders above it are made.
+        mark: a file that every folder of this kind has: one with other things in it is somebody's, named by mistake,
+            and is not replaced.
+        force: replace a folder that is there, with all that is in it.
+
+    Raises:
+        OutputExistsError: ``folder`` exists and ``force`` is false.
+        InputError: it is no folder of this kind, or cannot be written.
+    """
+    if os.path.lexists(folder) and not force:
+        raise OutputExistsError(folder)
+    if mark and folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise InputError(f"'{folder}' holds no {mark}, so it is left alone also with --force; choose another path.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            draft = Path(temporary) / "draft"
+            draft.mkdir()
+            yield draft
+            for path in draft.rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+            if os.path.lexists(folder):
+                folder.rename(Path(temporary) / "before")
+            draft.rename(folder)
+    except OSError as error:
+        raise InputError(f"'{folder}' cannot be written ({error.strerror or error}).") from error

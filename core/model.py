@@ -14,10 +14,12 @@ from engrain.core.capture import PackRunner, computes_trees
 from engrain.core.chat import encode_reply, render_prompt
 from engrain.core.composition import Active, activate
 from engrain.core.contrast import Message
-from engrain.core.errors import FingerprintError, LayerError
+from engrain.core.edit import Applied, WeightEdits
+from engrain.core.errors import FingerprintError, LayerError, UnknownNameError
 from engrain.core.fingerprint import Fingerprint, fingerprint
 from engrain.core.packing import Encoded
 from engrain.core.steering import Steering, SteeringHandle
+from engrain.core.task_vector import TaskVector
 from engrain.core.vector import SteeringVector
 
 Conversation = str | Sequence[Message]
@@ -34,6 +36,7 @@ class SteerableModel:
         blocks: the decoder blocks; layer i is ``blocks[i]``, counted from 0.
         width: d_model.
         steering: the active set.
+        edits: the task vectors on its weights.
 
     Raises:
         ModelError: not a decoder-only model.
@@ -53,6 +56,7 @@ class SteerableModel:
         self.blocks: Sequence[nn.Module] = find_blocks(hf)
         self.width: int = hf.config.get_text_config(decoder=True).hidden_size
         self.steering = Steering(self.decoder, self.blocks, self.width)
+        self.edits = WeightEdits(hf, source)
         self._weight_files = tuple(weight_files)
 
     @cached_property
@@ -136,15 +140,15 @@ class SteerableModel:
         Raises:
             FingerprintError: it was made on another; what differs is named.
         """
-        made_on = vector.fingerprint
-        if made_on is None:
-            return
+        if vector.fingerprint is not None:
+            self._check_made_here(vector.fingerprint, f"Vector '{vector.name}'", "Extract it again on this model.")
+
+    def _check_made_here(self, made_on: Fingerprint, what: str, mend: str) -> None:
         differences = made_on.differences(self.fingerprint)
         if differences:
             raise FingerprintError(
-                f"Vector '{vector.name}' was made on '{made_on.source}' ({made_on.architecture}), this is "
-                f"'{self.source}' ({self.fingerprint.architecture}): {', '.join(differences)} differ. "
-                f"Extract it again on this model."
+                f"{what} was made on '{made_on.source}' ({made_on.architecture}), this is "
+                f"'{self.source}' ({self.fingerprint.architecture}): {', '.join(differences)} differ. {mend}"
             )
 
     def add_steering_vector(
@@ -185,3 +189,42 @@ class SteerableModel:
         apart = None if rows is None else [[ready(vector) for vector in row] for row in rows]
         with self.steering.on(shared, apart) as handles:
             yield handles
+
+    def apply(self, task_vector: TaskVector, scale: float = 1.0) -> None:
+        """Add a task vector to the weights, in place.
+
+        Several add up; one of a name that is on already takes the place of the one before, so that applying again with
+        another scale turns it up or down.
+
+        Raises:
+            FingerprintError: it was made on another base; what differs is named.
+            UnknownNameError: it changes a parameter that this model has not.
+            VectorError: a tensor of another shape.
+            StrengthError: the scale is not finite.
+            ModelError: the weights are quantised.
+        """
+        self._check_made_here(
+            task_vector.fingerprint, f"Task vector '{task_vector.name}'", "Compile it again on this model."
+        )
+        self.edits.set(self.edits.applied | {task_vector.name: Applied(task_vector, scale)})
+
+    def revert(self, name: str | None = None) -> None:
+        """Take one task vector off the weights, or all; what no other touches is the base again, to the bit.
+
+        Raises:
+            UnknownNameError: none of that name is on.
+        """
+        left = self.edits.applied
+        if name is not None and name not in left:
+            raise UnknownNameError("task vector in use called", name, left)
+        self.edits.set({} if name is None else {other: one for other, one in left.items() if other != name})
+
+    @contextmanager
+    def compiled(self, task_vector: TaskVector, scale: float = 1.0) -> Iterator[None]:
+        """Have a task vector on the weights inside a ``with`` block; after it, what was on before is on again."""
+        before = self.edits.applied
+        self.apply(task_vector, scale)
+        try:
+            yield
+        finally:
+            self.edits.set(before)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,11 +16,10 @@ from torch import Tensor
 from engrain.core.errors import LayerError, VectorError, WidthError
 from engrain.core.files import parse_object, write_atomically
 from engrain.core.fingerprint import Fingerprint
+from engrain.core.header import MAX_HEADER, read_header
 from engrain.core.positions import OPERATIONS, check_positions
 
 SCHEMA = "engrain.vector/1"
-# A vector of 200 layers has a header of 20 kB; a header of megabytes is an attack or another kind of file.
-_MAX_HEADER = 1 << 20
 _MAX_LAYERS = 10_000
 _DTYPES = ("F32", "F16", "BF16")
 
@@ -286,22 +284,7 @@ def check_header(data: bytes, source: str) -> None:
     Raises:
         VectorError: a pickle, a torn or oversized header, or tensors that are not ``layer.<i>`` of [d_model].
     """
-    # A torch file is a zip archive; a bare pickle starts with its protocol and goes on with an opcode, where the
-    # length of a safetensors header has zeros.
-    if data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[1:2] <= b"\x05" and any(data[2:8])):
-        raise VectorError(
-            f"'{source}' is a pickle (.pt, .pth, .pkl), which can run code when it is read; "
-            f"engrain reads safetensors only. Save it with safetensors.torch.save_file where you trust it."
-        )
-    if len(data) < 8:
-        raise VectorError(f"'{source}' has {len(data)} bytes, too few for a safetensors file.")
-    (length,) = struct.unpack("<Q", data[:8])
-    if length > min(_MAX_HEADER, len(data) - 8):
-        raise VectorError(
-            f"'{source}' announces a header of {length} bytes, more than the file holds or a vector needs."
-        )
-    header = parse_object(data[8 : 8 + length], source, None)
-    header.pop("__metadata__", None)
+    header = read_header(data[: 8 + MAX_HEADER], len(data), source)
     if not 0 < len(header) <= _MAX_LAYERS:
         raise VectorError(f"'{source}' holds {len(header)} tensors; a vector has one per layer.")
     for key, entry in header.items():

@@ -1,12 +1,11 @@
 """A new behavior plugin as a package of its own, written from the template that lies beside this file."""
 
 import keyword
-import shutil
-import tempfile
 from pathlib import Path
 from string import Template
 
-from engrain.core.errors import InputError, OutputExistsError
+from engrain.core.errors import InputError
+from engrain.core.files import folder_atomically
 from engrain.core.names import check_name
 
 _TEMPLATE = Path(__file__).parent / "template"
@@ -29,25 +28,15 @@ def write_package(name: str, folder: Path, *, force: bool = False) -> list[Path]
     package = "engrain_" + name.replace("-", "_")
     if keyword.iskeyword(package):
         raise InputError(f"'{name}' cannot name a package; choose another name.")
-    if folder.exists() and not force:
-        raise OutputExistsError(folder)
     written: list[Path] = []
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-            draft = Path(temporary) / "draft"
-            for source in sorted(path for path in _TEMPLATE.rglob("*") if path.is_file()):
-                relative = source.relative_to(_TEMPLATE).as_posix().replace("src/package/", f"src/{package}/")
-                target = draft / relative.removesuffix(_SUFFIX)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                text = source.read_text(encoding="utf-8")
-                if relative.endswith(_SUFFIX):
-                    text = Template(text).substitute(name=name, package=package)
-                target.write_text(text, encoding="utf-8")
-                written.append(folder / target.relative_to(draft))
-            if folder.exists():
-                shutil.rmtree(folder)
-            draft.rename(folder)
-    except OSError as error:
-        raise InputError(f"'{folder}' cannot be written ({error.strerror or error}).") from error
+    with folder_atomically(folder, force=force) as draft:
+        for source in sorted(path for path in _TEMPLATE.rglob("*") if path.is_file()):
+            relative = source.relative_to(_TEMPLATE).as_posix().replace("src/package/", f"src/{package}/")
+            target = draft / relative.removesuffix(_SUFFIX)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            text = source.read_text(encoding="utf-8")
+            if relative.endswith(_SUFFIX):
+                text = Template(text).substitute(name=name, package=package)
+            target.write_text(text, encoding="utf-8")
+            written.append(folder / target.relative_to(draft))
     return written

@@ -1,0 +1,163 @@
+"""Task vectors on the weights of a model: summed before rounding, and taken off by putting back what stood there."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from engrain.core.errors import ModelError, StrengthError, UnknownNameError, VectorError
+from engrain.core.task_vector import TaskVector
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A task vector in use.
+
+    Attributes:
+        task_vector: the task vector.
+        scale: factor on it; 1 is the change as it was compiled, negative the opposite.
+
+    Raises:
+        StrengthError: the scale is not finite.
+    """
+
+    task_vector: TaskVector
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scale, int | float) or not math.isfinite(self.scale):
+            raise StrengthError(
+                f"The scale of '{self.task_vector.name}' is {self.scale!r}; it must be a finite number."
+            )
+
+
+class WeightEdits:
+    """The task vectors on one model.
+
+    A weight that is touched is ``(W.float() + sum of scale * delta).to(W.dtype)``, written into the tensor that the
+    model has, so that tied weights stay tied. The base's own numbers are kept beside it as long as anything is on, and
+    copied back: subtracting what was added would not give them, since rounding is not undone.
+
+    Laws: the order of task vectors changes nothing, to the bit; scale 0 is the base; after ``set({})`` every tensor is
+    the base's, to the bit, and a bias that was attached is gone.
+    """
+
+    def __init__(self, hf: PreTrainedModel, source: str) -> None:
+        self._hf = hf
+        self._source = source
+        self._applied: dict[str, Applied] = {}
+        self._base: dict[str, Tensor] = {}
+        self._attached: set[str] = set()
+
+    @property
+    def applied(self) -> dict[str, Applied]:
+        """What is on the model, by name."""
+        return dict(self._applied)
+
+    def set(self, applied: Mapping[str, Applied]) -> None:
+        """Put exactly these task vectors on the model; the weights stay as they were when one is refused.
+
+        Raises:
+            UnknownNameError: a tensor that the model has no parameter for; the nearest is offered.
+            VectorError: a tensor of another shape than the parameter, or two for one tied parameter.
+            ModelError: quantised weights, or weights that are not loaded.
+        """
+        deltas = self._collect(applied)
+        try:
+            self._write(deltas)
+        except BaseException:
+            self._write(self._collect(self._applied))
+            raise
+        self._applied = dict(applied)
+
+    def _collect(self, applied: Mapping[str, Applied]) -> dict[str, list[tuple[float, Tensor]]]:
+        """Return for each parameter what is added to it; the first name of a tied parameter stands for all."""
+        parameters = dict(self._hf.named_parameters(remove_duplicate=False))
+        first: dict[nn.Parameter, str] = {}
+        for name, parameter in parameters.items():
+            first.setdefault(parameter, name)
+        deltas: dict[str, list[tuple[float, Tensor]]] = defaultdict(list)
+        for _, one in sorted(applied.items()):
+            self._check(one.task_vector, parameters)
+            for name, delta in one.task_vector.tensors.items():
+                if one.scale != 0:
+                    deltas[first[parameters[name]] if name in parameters else name].append((one.scale, delta))
+        return dict(deltas)
+
+    def _check(self, task_vector: TaskVector, parameters: Mapping[str, nn.Parameter]) -> None:
+        what = f"Task vector '{task_vector.name}'"
+        if getattr(self._hf.config, "quantization_config", None) is not None:
+            raise ModelError(
+                f"'{self._source}' is quantised, and a change of its weights would be lost in their rounding. "
+                f"Load it unquantised, or export the task vector as LoRA and serve that: engrain export --format peft."
+            )
+        seen: dict[nn.Parameter, str] = {}
+        for name, delta in task_vector.tensors.items():
+            parameter = parameters.get(name)
+            if parameter is None:
+                width = self._lacking_bias(name)
+                if width is None:
+                    raise UnknownNameError(f"parameter of '{self._source}' called", name, parameters)
+                shape: tuple[int, ...] = (width,)
+            elif parameter in seen:
+                raise VectorError(f"{what} changes '{name}' and '{seen[parameter]}', one tensor here; name it once.")
+            elif parameter.device.type == "meta" or not parameter.is_floating_point():
+                raise ModelError(
+                    f"'{name}' of '{self._source}' is {parameter.dtype} on {parameter.device}; "
+                    f"a task vector needs floating-point weights that are loaded."
+                )
+            else:
+                shape = tuple(parameter.shape)
+                seen[parameter] = name
+            if tuple(delta.shape) != shape:
+                raise VectorError(
+                    f"{what} changes '{name}' as {list(delta.shape)}, which is {list(shape)} in '{self._source}'."
+                )
+
+    def _lacking_bias(self, name: str) -> int | None:
+        """Return the width of the bias that ``name`` would be, or None when no linear module lacks such a one."""
+        path, _, leaf = name.rpartition(".")
+        module = dict(self._hf.named_modules()).get(path)
+        lacks = leaf == "bias" and isinstance(module, nn.Linear) and module.bias is None
+        return module.out_features if lacks and isinstance(module, nn.Linear) else None
+
+    @torch.no_grad()
+    def _write(self, deltas: Mapping[str, list[tuple[float, Tensor]]]) -> None:
+        for name in list(self._base):
+            if name not in deltas:
+                self._restore(name)
+        for name, added in deltas.items():
+            parameter = self._parameter(name)
+            if name not in self._base:
+                self._base[name] = parameter.detach().clone()
+            base = self._base[name]
+            wide = torch.promote_types(base.dtype, torch.float32)
+            total = torch.zeros(base.shape, dtype=wide, device=base.device)
+            for scale, delta in added:
+                total += scale * delta.to(base.device, wide)
+            parameter.copy_(total.add_(base))
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        path, _, leaf = name.rpartition(".")
+        module = self._hf.get_submodule(path)
+        if getattr(module, leaf) is None:
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            module.bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=weight.requires_grad)
+            self._attached.add(name)
+        found = getattr(module, leaf)
+        assert isinstance(found, nn.Parameter)
+        return found
+
+    def _restore(self, name: str) -> None:
+        base = self._base.pop(name)
+        if name in self._attached:
+            self._attached.remove(name)
+            # The entry stays, empty, as nn.Linear(bias=False) makes it.
+            self._hf.get_submodule(name.rpartition(".")[0]).register_parameter("bias", None)
+        else:
+            self._parameter(name).copy_(base)
