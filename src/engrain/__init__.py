@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from engrain.core.extract import extract
     from engrain.core.model import SteerableModel
     from engrain.core.profile import Profile
+    from engrain.core.task_vector import TaskVector
     from engrain.core.vector import Calibration, SteeringVector
     from engrain.loading import load
     from engrain.plugins.behavior import Behavior
@@ -34,6 +35,7 @@ _PLACES = {
     "SteerableModel": "engrain.core.model",
     "SteeringVector": "engrain.core.vector",
     "Store": "engrain.registry.store",
+    "TaskVector": "engrain.core.task_vector",
     "extract": "engrain.core.extract",
     "hookimpl": "engrain.plugins.spec",
     "load": "engrain.loading",
@@ -51,6 +53,7 @@ __all__ = [
     "SteerableModel",
     "SteeringVector",
     "Store",
+    "TaskVector",
     "__version__",
     "extract",
     "hookimpl",

@@ -55,7 +55,7 @@ def last_weights(model: SteerableModel) -> list[str]:
 
 
 def block_path(model: SteerableModel, layer: int) -> str:
-    return next(name for name, module in model.hf.named_modules() if module is model.blocks[layer])
+    return str(next(name for name, module in model.hf.named_modules() if module is model.blocks[layer]))
 
 
 def delta(model: SteerableModel, names: list[str], seed: int = 0, size: float = 0.1, name: str = "a") -> TaskVector:
