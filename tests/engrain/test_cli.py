@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from engrain.cli.main import main
 from engrain.core.vector import SteeringVector
 from engrain.registry.store import Store
+from engrain.registry.vectors import read_vector
 from engrain.subject import Subject
 from tiny import byte_tokenizer, random_model
 
@@ -345,3 +346,21 @@ def test_a_vector_from_a_file_is_made_again_as_it_was_made(engrain: Any, folder:
     assert engrain("extract", "--pairs", seen, *made).code == 0
     subject = Subject.of_record(Store(), "yes")
     assert (subject.positions, subject.method, len(subject.train), subject.test) == ("last", "pca", 4, None)
+
+
+def test_calibrate_of_two_names_chooses_their_strengths_together(engrain: Any, folder: Path, tmp_path: Path) -> None:
+    for name, line in (("yes", ("yes", "no")), ("up", ("upwards", "below"))):
+        file = tmp_path / f"{name}.jsonl"
+        lines = [{"prompt": f"{i}?", "positive": f"{line[0]} {i}", "negative": f"{line[1]} {i}"} for i in range(40)]
+        file.write_text("\n".join(map(json.dumps, lines)))
+        assert engrain("extract", "--pairs", file, "--name", name, "-m", folder).code == 0
+        assert engrain("calibrate", name, "-m", folder, "--layers", "all").code == 0
+    done = engrain("calibrate", "yes", "up", "-m", folder, "--json")
+    assert done.code == 0, done.err
+    assert done.json["references"] == ["vector/yes@3", "vector/up@3"]
+    for name in ("yes", "up"):
+        calibration = read_vector(Store(), f"vector/{name}").calibration
+        assert calibration is not None
+        assert calibration.strength == done.json["strengths"][name]
+    assert engrain("calibrate", "yes", "up", "--layers", "1", "-m", folder).code == 2
+    assert engrain("calibrate", "yes", "yes", "-m", folder).code == 2
