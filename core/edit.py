@@ -90,7 +90,9 @@ class WeightEdits:
 
     def _check(self, task_vector: TaskVector, parameters: Mapping[str, nn.Parameter]) -> None:
         what = f"Task vector '{task_vector.name}'"
-        if getattr(self._hf.config, "quantization_config", None) is not None:
+        quantization = getattr(self._hf.config, "quantization_config", None)
+        # What transformers reads from a GGUF file it has turned into floating point, and says gguf all the same.
+        if getattr(quantization, "quant_method", quantization) not in (None, "gguf"):
             raise ModelError(
                 f"'{self._source}' is quantised, and a change of its weights would be lost in their rounding. "
                 f"Load it unquantised, or export the task vector as LoRA and serve that: engrain export --format peft."

@@ -143,6 +143,15 @@ class SteerableModel:
         if vector.fingerprint is not None:
             self._check_made_here(vector.fingerprint, f"Vector '{vector.name}'", "Extract it again on this model.")
 
+    def check_task_vector(self, task_vector: TaskVector) -> None:
+        """Check that this model is the base of a task vector.
+
+        Raises:
+            FingerprintError: it was made on another; what differs is named.
+        """
+        what = f"Task vector '{task_vector.name}'"
+        self._check_made_here(task_vector.fingerprint, what, "Compile it again on this model.")
+
     def _check_made_here(self, made_on: Fingerprint, what: str, mend: str) -> None:
         differences = made_on.differences(self.fingerprint)
         if differences:
@@ -203,9 +212,7 @@ class SteerableModel:
             StrengthError: the scale is not finite.
             ModelError: the weights are quantised.
         """
-        self._check_made_here(
-            task_vector.fingerprint, f"Task vector '{task_vector.name}'", "Compile it again on this model."
-        )
+        self.check_task_vector(task_vector)
         self.edits.set(self.edits.applied | {task_vector.name: Applied(task_vector, scale)})
 
     def revert(self, name: str | None = None) -> None:

@@ -4,9 +4,17 @@ from engrain.core.brief import Brief
 from engrain.core.budget import Budget
 from engrain.core.contrast import SPLITS, ContrastPair, Message, PairSet
 from engrain.plugins.behavior import Behavior, Scenario, read_scenarios
+from engrain.plugins.export import Export
 from engrain.plugins.manager import build_manager
 from engrain.plugins.source import ModelFiles
-from engrain.plugins.spec import RegisterBehavior, RegisterJudge, RegisterScorer, hookimpl
+from engrain.plugins.spec import (
+    RegisterBehavior,
+    RegisterExporter,
+    RegisterImporter,
+    RegisterJudge,
+    RegisterScorer,
+    hookimpl,
+)
 
 __all__ = [
     "SPLITS",
@@ -14,10 +22,13 @@ __all__ = [
     "Brief",
     "Budget",
     "ContrastPair",
+    "Export",
     "Message",
     "ModelFiles",
     "PairSet",
     "RegisterBehavior",
+    "RegisterExporter",
+    "RegisterImporter",
     "RegisterJudge",
     "RegisterScorer",
     "Scenario",

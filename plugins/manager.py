@@ -115,6 +115,25 @@ class Plugins:
         ranked = self._collect("register_model_sources", lambda name, find, rank=50: (name, (rank, find)))
         return [find for (_, find), _ in sorted(ranked.values(), key=lambda found: found[0][0])]
 
+    def exporter(self, name: str) -> tuple[spec.WriteExport, tuple[str, ...]]:
+        """Return what writes one format, and the kinds of artifact that the format can hold.
+
+        Raises:
+            UnknownNameError: there is none of that name.
+        """
+        known = self._collect("register_exporters", lambda name, write, kinds: (name, (write, tuple(kinds))))
+        found: tuple[spec.WriteExport, tuple[str, ...]] = self._find("format", known, name)
+        return found
+
+    def importer(self, suffix: str) -> spec.ReadImport:
+        """Return what reads files whose names end in ``suffix``.
+
+        Raises:
+            UnknownNameError: nothing does.
+        """
+        found: spec.ReadImport = self._one("importer of files that end in", "register_importers", suffix)
+        return found
+
     def commands(self) -> dict[str, tuple[spec.LoadCommand, Origin]]:
         """Return what loads each command, by the command's name."""
         return self._collect("register_commands", lambda name, load: (name, load))
@@ -129,7 +148,9 @@ class Plugins:
             self._collect(hook, lambda first, *rest, **options: (getattr(first, "name", first), first))
 
     def _one(self, what: str, hook: str, name: str) -> Any:
-        known = self._collect(hook, lambda name, value: (name, value))
+        return self._find(what, self._collect(hook, lambda name, value: (name, value)), name)
+
+    def _find(self, what: str, known: dict[str, tuple[Any, Origin]], name: str) -> Any:
         if name not in known:
             raise UnknownNameError(what, name, known, " ".join(map(str, self.broken)))
         return known[name][0]

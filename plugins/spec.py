@@ -4,7 +4,9 @@ A plugin is a module (or object) in the entry-point group ``engrain`` that imple
 What engrain ships comes in through the same hooks.
 """
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
 
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
     from engrain.core.judge import Judge
     from engrain.core.model import SteerableModel
     from engrain.core.scorer import Scorer
+    from engrain.core.vector import SteeringVector
     from engrain.plugins.behavior import Behavior
+    from engrain.plugins.export import Export
     from engrain.plugins.source import ModelFiles
 
 PROJECT = "engrain"
@@ -73,6 +77,30 @@ class RegisterModelSource(Protocol):
     def __call__(self, name: str, find: FindModel, rank: int = 50) -> None: ...
 
 
+class WriteExport(Protocol):
+    """Writes what is exported to ``export.out``, and returns what there is to say of it; plain JSON."""
+
+    def __call__(self, export: "Export", /) -> Mapping[str, Any]: ...
+
+
+class RegisterExporter(Protocol):
+    """Takes in a format under the name that ``--format`` gives, and the kinds of artifact that it can hold."""
+
+    def __call__(self, name: str, write: WriteExport, kinds: Sequence[str]) -> None: ...
+
+
+class ReadImport(Protocol):
+    """Reads a file of another program as a vector called ``name``."""
+
+    def __call__(self, path: Path, name: str, /) -> "SteeringVector": ...
+
+
+class RegisterImporter(Protocol):
+    """Takes in a kind of file, by how its name ends."""
+
+    def __call__(self, suffix: str, read: ReadImport) -> None: ...
+
+
 class LoadCommand(Protocol):
     """Imports and returns a command, only when it is used or helped with."""
 
@@ -108,6 +136,16 @@ def register_judges(register: RegisterJudge) -> None:
 @hookspec
 def register_model_sources(register: RegisterModelSource) -> None:
     """Add places where models are found; called when a model is loaded."""
+
+
+@hookspec
+def register_exporters(register: RegisterExporter) -> None:
+    """Add formats to export to; called when something is exported."""
+
+
+@hookspec
+def register_importers(register: RegisterImporter) -> None:
+    """Add kinds of files to import from; called when something is imported."""
 
 
 @hookspec

@@ -267,9 +267,13 @@ def test_a_scale_that_is_no_finite_number_is_refused(scale: float) -> None:
 def test_a_quantised_base_is_refused() -> None:
     model = fresh()
     change = delta(model, last_weights(model))
-    model.hf.config.quantization_config = SimpleNamespace(quant_method="awq")
-    with pytest.raises(ModelError, match="is quantised"):
-        model.apply(change)
+    for quantization in (SimpleNamespace(quant_method="awq"), {"quant_method": "fp8"}):
+        model.hf.config.quantization_config = quantization
+        with pytest.raises(ModelError, match="is quantised"):
+            model.apply(change)
+    # Read from a GGUF file, the weights are floating point.
+    model.hf.config.quantization_config = SimpleNamespace(quant_method="gguf")
+    model.apply(change)
 
 
 def test_an_interrupted_change_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,31 @@
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from keyword import iskeyword
 
 import click
 
 from engrain.plugins.spec import RegisterCommand, hookimpl
 
-NAMES = ("behaviors", "calibrate", "chat", "doctor", "evaluate", "extract", "generate", "new", "pairs", "verify")
+NAMES = (
+    "behaviors",
+    "calibrate",
+    "chat",
+    "doctor",
+    "evaluate",
+    "export",
+    "extract",
+    "generate",
+    "import",
+    "new",
+    "pairs",
+    "verify",
+)
 
 
 @hookimpl
 def register_commands(register: RegisterCommand) -> None:
-    """Add each verb; its command is the function of the same name in the module of the same name."""
+    """Add each verb; its command is the function of its name in the module of its name (``import_`` for import)."""
     for name in NAMES:
         register(name, _loader(name))
 
@@ -23,6 +37,7 @@ def _loader(name: str) -> Callable[[], click.Command]:
 
 
 def _load(name: str) -> click.Command:
-    command = getattr(import_module(f"engrain.cli.{name}"), f"{name}_command")
+    module = f"{name}_" if iskeyword(name) else name
+    command = getattr(import_module(f"engrain.cli.{module}"), f"{name}_command")
     assert isinstance(command, click.Command)
     return command

@@ -1,0 +1,115 @@
+"""A task vector as a LoRA adapter that PEFT loads and vLLM serves."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, TaskType
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from engrain.core.errors import InputError, VectorError
+from engrain.core.factors import Decomposition, decompose
+from engrain.core.files import folder_atomically
+from engrain.core.model import SteerableModel
+from engrain.core.moments import linear_modules
+from engrain.core.task_vector import TaskVector
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def take_apart(
+    task_vector: TaskVector, model: SteerableModel, moments: Mapping[str, Tensor] | None = None
+) -> dict[str, Decomposition]:
+    """Return the decomposition of each matrix, by the name of its linear module.
+
+    Args:
+        task_vector: matrices of linear modules and nothing else.
+        model: its base.
+        moments: second moments of the modules' inputs, as ``second_moments`` gives them, or None for plain ones.
+
+    Raises:
+        VectorError: a tensor that no LoRA adapter can hold, with the reason.
+    """
+    linear = linear_modules(model)
+    parts: dict[str, Decomposition] = {}
+    for name, delta in task_vector.tensors.items():
+        module_name, _, leaf = name.rpartition(".")
+        if leaf == "bias":
+            raise VectorError(
+                f"Task vector '{task_vector.name}' changes the bias '{name}', which a LoRA adapter has no place for "
+                f"(vLLM refuses adapters with biases). Export it as hf, or compile it as matrices: --backend rank1."
+            )
+        if leaf != "weight" or module_name not in linear:
+            raise VectorError(
+                f"Task vector '{task_vector.name}' changes '{name}', which is no linear module of a decoder block; "
+                f"LoRA adapters change these alone. Export it as hf."
+            )
+        moment = None if moments is None else moments[module_name]
+        module, _ = linear[module_name]
+        parts[module_name] = decompose(delta if isinstance(module, nn.Linear) else delta.T, moment)
+    return parts
+
+
+def write_adapter(
+    task_vector: TaskVector,
+    model: SteerableModel,
+    out: Path,
+    *,
+    rank: int | None = None,
+    bound: float = 0.1,
+    moments: Mapping[str, Tensor] | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    ``lora_alpha`` is the rank of each matrix, so that the adapter's scale of 1 is the task vector's.
+
+    Args:
+        task_vector: matrices of linear modules and nothing else.
+        model: its base; its weights are not changed.
+        out: the folder.
+        rank: of every matrix; by default each gets the smallest power of two at which no more than ``bound`` of its
+            change is lost.
+        bound: share of the change, as ``Decomposition.lost`` has it, 0 to 1.
+        moments: second moments of the modules' inputs, or None for plain ones.
+        force: replace an adapter that is there.
+
+    Returns:
+        ``rank``, the largest, and ``lost``, the largest share of the change of one matrix that the adapter leaves out.
+
+    Raises:
+        FingerprintError: the model is not the base.
+        VectorError: a tensor that no LoRA adapter can hold, with the reason.
+        InputError: a rank below 1.
+        OutputExistsError: the folder exists and ``force`` is false.
+    """
+    if rank is not None and rank < 1:
+        raise InputError(f"--rank {rank} is not a rank; give 1 or more.")
+    model.check_task_vector(task_vector)
+    parts = take_apart(task_vector, model, moments)
+    ranks = {name: min(rank or part.rank_within(bound), part.full) for name, part in parts.items()}
+    largest = max(ranks.values())
+    others = {name: own for name, own in ranks.items() if own != largest}
+    tensors: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        factors = part.at(ranks[name])
+        tensors[f"base_model.model.{name}.lora_A.weight"] = factors.a.cpu().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = factors.b.cpu().contiguous()
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        base_model_name_or_path=model.source,
+        inference_mode=True,
+        r=largest,
+        lora_alpha=largest,
+        target_modules=sorted(parts),
+        rank_pattern=others,
+        alpha_pattern=dict(others),
+        fan_in_fan_out=not all(isinstance(model.hf.get_submodule(name), nn.Linear) for name in parts),
+        bias="none",
+    )
+    with folder_atomically(out, CONFIG, force=force) as draft:
+        config.save_pretrained(str(draft))
+        save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
+        (draft / WEIGHTS).chmod(0o644)
+    return {"rank": largest, "lost": max(part.lost(ranks[name]) for name, part in parts.items())}
