@@ -1,9 +1,11 @@
 """The decoder blocks of a transformers language model, found by structure and not by family."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from engrain.core.errors import ModelError
 
@@ -28,6 +30,22 @@ def find_blocks(model: PreTrainedModel) -> list[nn.Module]:
         raise ModelError(f"{name} has no list of {wanted} decoder blocks; engrain does not know how it is built.")
     # A list of experts may have as many entries as there are layers, but it lies inside of a block.
     return min(lists, key=lambda found: found[0].count("."))[1]
+
+
+def linear_modules(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> dict[str, tuple[nn.Linear | Conv1D, int]]:
+    """Return the linear modules inside of the blocks by name, each with the block that it is in.
+
+    The weight of GPT-2's ``Conv1D`` lies the other way round, [d_in, d_out].
+    """
+    layers = {block: layer for layer, block in enumerate(blocks)}
+    inside = {f"{name}.": layers[module] for name, module in model.named_modules() if module in layers}
+    return {
+        name: (module, layer)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        for path, layer in inside.items()
+        if name.startswith(path)
+    }
 
 
 def block_output(output: object) -> Tensor:

@@ -6,27 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
+from engrain.core.blocks import linear_modules
 from engrain.core.capture import PackRunner
 from engrain.core.errors import InputError, UnknownNameError
 from engrain.core.packing import Encoded
 
 if TYPE_CHECKING:
     from engrain.core.model import SteerableModel
-
-
-def linear_modules(model: "SteerableModel") -> dict[str, tuple[nn.Module, int]]:
-    """Return the linear modules inside of the blocks by name, each with the block that it is in."""
-    blocks = {block: layer for layer, block in enumerate(model.blocks)}
-    paths = {f"{name}.": blocks[module] for name, module in model.hf.named_modules() if module in blocks}
-    return {
-        name: (module, layer)
-        for name, module in model.hf.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        for path, layer in paths.items()
-        if name.startswith(path)
-    }
 
 
 def second_moments(
@@ -52,7 +39,7 @@ def second_moments(
         UnknownNameError: no such linear module.
         InputError: no token to look at.
     """
-    known, wanted = linear_modules(model), sorted(set(modules))
+    known, wanted = linear_modules(model.hf, model.blocks), sorted(set(modules))
     for name in wanted:
         if name not in known:
             raise UnknownNameError(f"linear module in the blocks of '{model.source}' called", name, known)

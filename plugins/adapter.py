@@ -8,11 +8,11 @@ from peft import LoraConfig, TaskType
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from engrain.core.blocks import linear_modules
 from engrain.core.errors import InputError, VectorError
 from engrain.core.factors import Decomposition, decompose
 from engrain.core.files import folder_atomically
 from engrain.core.model import SteerableModel
-from engrain.core.moments import linear_modules
 from engrain.core.task_vector import TaskVector
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -31,7 +31,7 @@ def take_apart(
     Raises:
         VectorError: a tensor that no LoRA adapter can hold, with the reason.
     """
-    linear = linear_modules(model)
+    linear = linear_modules(model.hf, model.blocks)
     parts: dict[str, Decomposition] = {}
     for name, delta in task_vector.tensors.items():
         module_name, _, leaf = name.rpartition(".")

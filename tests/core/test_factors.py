@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from engrain.core.blocks import linear_modules
 from engrain.core.errors import InputError, UnknownNameError, VectorError
 from engrain.core.factors import Decomposition, decompose, smallest_rank, truncated
 from engrain.core.fingerprint import Fingerprint
 from engrain.core.model import SteerableModel
-from engrain.core.moments import linear_modules, second_moments
+from engrain.core.moments import second_moments
 from engrain.core.packing import Encoded
 from engrain.core.task_vector import TaskVector
 from tiny import tiny
@@ -155,7 +156,9 @@ def literal(model: SteerableModel, name: str) -> Tensor:
 
 
 def test_second_moments_are_those_of_plain_passes(clean: SteerableModel) -> None:
-    names = [name for name in linear_modules(clean) if "vision" not in name][-2:] + list(linear_modules(clean))[:1]
+    names = [name for name in linear_modules(clean.hf, clean.blocks) if "vision" not in name][-2:] + list(
+        linear_modules(clean.hf, clean.blocks)
+    )[:1]
     found = second_moments(clean, SEQUENCES, names)
     assert set(found) == set(names)
     for name in names:
@@ -171,7 +174,7 @@ def test_second_moments_of_a_half_precision_model_are_close() -> None:
 
 
 def test_the_linear_modules_are_those_in_the_blocks(llama: SteerableModel) -> None:
-    found = linear_modules(llama)
+    found = linear_modules(llama.hf, llama.blocks)
     assert found["model.layers.2.mlp.down_proj"][1] == 2
     assert isinstance(found["model.layers.2.mlp.down_proj"][0], nn.Linear)
     assert "lm_head" not in found

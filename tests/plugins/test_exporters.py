@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from engrain.core.blocks import linear_modules
 from engrain.core.errors import FingerprintError, InputError, OutputExistsError, VectorError
 from engrain.core.factors import truncated
 from engrain.core.model import SteerableModel
-from engrain.core.moments import linear_modules, second_moments
+from engrain.core.moments import second_moments
 from engrain.core.packing import Encoded
 from engrain.core.task_vector import TaskVector
 from engrain.loading import load
@@ -47,7 +48,7 @@ def delta(model: SteerableModel, layer: int = 1, rank: int | None = None, name: 
     """Return a change of every linear module of a block, of a rank or of all."""
     generator = torch.Generator().manual_seed(0)
     tensors = {}
-    for module, (linear, at) in linear_modules(model).items():
+    for module, (linear, at) in linear_modules(model.hf, model.blocks).items():
         if at == layer:
             weight = linear.weight
             assert isinstance(weight, Tensor)

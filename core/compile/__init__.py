@@ -1,0 +1,1 @@
+"""Behaviors into weights: what is trained, on what, and what that takes."""
