@@ -43,11 +43,13 @@ class Decomposition:
         delta: float64 [d_out, d_in].
         basis: float64 [d_out, full], orthonormal columns, the most telling first; full is min(d_out, d_in).
         energies: float64 [full], what each column adds to ``E ||delta x||^2``, falling.
+        transposed: whether the weight lies the other way round, [d_in, d_out], as that of GPT-2's ``Conv1D``.
     """
 
     delta: Tensor
     basis: Tensor
     energies: Tensor
+    transposed: bool = False
 
     @property
     def full(self) -> int:
@@ -63,6 +65,11 @@ class Decomposition:
         size[size == 0] = 1
         return Factors((a / size[:, None]).float(), (basis * size).float())
 
+    def weight(self, rank: int) -> Tensor:
+        """Return the product at a rank, float32, lying as the weight does."""
+        product = self.at(rank).delta
+        return product.T if self.transposed else product
+
     def lost(self, rank: int) -> float:
         """Return ``||(delta - P) C^(1/2)|| / ||delta C^(1/2)||`` at a rank, the share of the change that is lost."""
         total = float(self.energies.sum())
@@ -73,17 +80,19 @@ class Decomposition:
         return next(rank for rank in _powers_of_two(self.full) if rank == self.full or self.lost(rank) <= bound)
 
 
-def decompose(delta: Tensor, second_moment: Tensor | None = None) -> Decomposition:
+def decompose(delta: Tensor, second_moment: Tensor | None = None, *, transposed: bool = False) -> Decomposition:
     """Take a delta apart.
 
     Args:
-        delta: [d_out, d_in].
+        delta: [d_out, d_in], or [d_in, d_out] where it is ``transposed``.
         second_moment: E[x x^T] of the matrix's inputs, [d_in, d_in]; None weighs every direction of the input the same,
             which makes it the singular value decomposition.
+        transposed: whether the weight lies the other way round.
 
     Raises:
         VectorError: shapes that do not fit.
     """
+    delta = delta.T if transposed and delta.dim() == 2 else delta
     if delta.dim() != 2 or (second_moment is not None and second_moment.shape != (delta.shape[1],) * 2):
         moment = None if second_moment is None else list(second_moment.shape)
         raise VectorError(f"A delta of shape {list(delta.shape)} with a second moment of {moment} has no factors.")
@@ -94,12 +103,12 @@ def decompose(delta: Tensor, second_moment: Tensor | None = None) -> Decompositi
     gram = moved @ inner.T
     energies, vectors = torch.linalg.eigh((gram + gram.T) / 2)
     vectors, energies = vectors.flip(1), energies.flip(0).clamp(min=0)
-    return Decomposition(wide, vectors if frame is None else frame @ vectors, energies)
+    return Decomposition(wide, vectors if frame is None else frame @ vectors, energies, transposed)
 
 
 def truncated(task_vector: TaskVector, parts: Mapping[str, Decomposition], rank: int) -> TaskVector:
     """Return the task vector with the decomposed tensors cut off at a rank; the others as they are."""
-    cut = {name: part.at(rank).delta for name, part in parts.items()}
+    cut = {name: part.weight(rank) for name, part in parts.items()}
     return replace(task_vector, tensors={**task_vector.tensors, **cut})
 
 
@@ -113,7 +122,7 @@ def smallest_rank(
 
     Args:
         task_vector: the whole change.
-        parts: its matrices, taken apart.
+        parts: its matrices, taken apart, by the names of its tensors.
         recovered: how much of the steered behavior a task vector brings about; it is asked once for each rank tried.
         keep: which share of what the whole change recovers must be kept.
 

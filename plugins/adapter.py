@@ -21,12 +21,14 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 def take_apart(
     task_vector: TaskVector, model: SteerableModel, moments: Mapping[str, Tensor] | None = None
 ) -> dict[str, Decomposition]:
-    """Return the decomposition of each matrix, by the name of its linear module.
+    """Return the decomposition of each matrix, by the name of its tensor.
+
+    ``smallest_rank`` of these finds the rank that keeps what the task vector does.
 
     Args:
         task_vector: matrices of linear modules and nothing else.
         model: its base.
-        moments: second moments of the modules' inputs, as ``second_moments`` gives them, or None for plain ones.
+        moments: by module, the second moments of its inputs, as ``second_moments`` gives them; None for plain ones.
 
     Raises:
         VectorError: a tensor that no LoRA adapter can hold, with the reason.
@@ -47,7 +49,7 @@ def take_apart(
             )
         moment = None if moments is None else moments[module_name]
         module, _ = linear[module_name]
-        parts[module_name] = decompose(delta if isinstance(module, nn.Linear) else delta.T, moment)
+        parts[name] = decompose(delta, moment, transposed=not isinstance(module, nn.Linear))
     return parts
 
 
@@ -72,7 +74,7 @@ def write_adapter(
         rank: of every matrix; by default each gets the smallest power of two at which no more than ``bound`` of its
             change is lost.
         bound: share of the change, as ``Decomposition.lost`` has it, 0 to 1.
-        moments: second moments of the modules' inputs, or None for plain ones.
+        moments: as ``take_apart`` has them.
         force: replace an adapter that is there.
 
     Returns:
@@ -87,7 +89,7 @@ def write_adapter(
     if rank is not None and rank < 1:
         raise InputError(f"--rank {rank} is not a rank; give 1 or more.")
     model.check_task_vector(task_vector)
-    parts = take_apart(task_vector, model, moments)
+    parts = {name.removesuffix(".weight"): part for name, part in take_apart(task_vector, model, moments).items()}
     ranks = {name: min(rank or part.rank_within(bound), part.full) for name, part in parts.items()}
     largest = max(ranks.values())
     others = {name: own for name, own in ranks.items() if own != largest}
@@ -105,7 +107,7 @@ def write_adapter(
         target_modules=sorted(parts),
         rank_pattern=others,
         alpha_pattern=dict(others),
-        fan_in_fan_out=not all(isinstance(model.hf.get_submodule(name), nn.Linear) for name in parts),
+        fan_in_fan_out=any(part.transposed for part in parts.values()),
         bias="none",
     )
     with folder_atomically(out, CONFIG, force=force) as draft:

@@ -92,6 +92,13 @@ def test_the_weighing_loses_less_of_what_the_inputs_feel() -> None:
     assert loss(delta, weighed, second) < 0.9 * loss(delta, plain, second)
 
 
+def test_a_weight_that_lies_the_other_way_round_is_cut_off_alike() -> None:
+    delta, second = random(5, 9), moment(9, 50)
+    plain, turned = decompose(delta, second), decompose(delta.T, second, transposed=True)
+    assert torch.equal(plain.weight(2).T, turned.weight(2))
+    assert torch.equal(plain.at(2).a, turned.at(2).a)
+
+
 def test_a_delta_of_zeros_has_factors_of_zeros() -> None:
     parts = decompose(torch.zeros(3, 4))
     assert torch.equal(parts.at(2).delta, torch.zeros(3, 4))

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from engrain.core.blocks import linear_modules
 from engrain.core.errors import FingerprintError, InputError, OutputExistsError, VectorError
-from engrain.core.factors import truncated
+from engrain.core.factors import smallest_rank, truncated
 from engrain.core.model import SteerableModel
 from engrain.core.moments import second_moments
 from engrain.core.packing import Encoded
@@ -171,11 +171,7 @@ def test_an_adapter_is_its_factors_applied(tmp_path: Path, family: str) -> None:
     said = write_adapter(change, model, tmp_path / "out", rank=4)
     assert said["rank"] == 4
     assert 0.1 < said["lost"] < 1
-    tensors = {
-        f"{name}.weight": part.at(4).delta if f"{family}" != "gpt2" else part.at(4).delta.T
-        for name, part in take_apart(change, model).items()
-    }
-    with model.compiled(replace(change, tensors=tensors)):
+    with model.compiled(truncated(change, take_apart(change, model), 4)):
         expected = logits(model.hf)
     torch.testing.assert_close(adapted(model, tmp_path / "out"), expected, rtol=1e-5, atol=1e-5)
 
@@ -224,9 +220,26 @@ def test_factors_weighed_by_the_inputs_come_closer(tmp_path: Path) -> None:
         off.append(float((adapted(model, tmp_path / str(place)) - whole).norm()))
     # Six tokens are six directions of input, and no more is asked of the matrix.
     assert off[0] < 1e-4 < off[1]
-    parts = {f"{name}.weight": part for name, part in take_apart(change, model, moments).items()}
-    with model.compiled(truncated(change, parts, 6)):
+    with model.compiled(truncated(change, take_apart(change, model, moments), 6)):
         torch.testing.assert_close(adapted(model, tmp_path / "0"), logits(model.hf), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_rank_can_be_what_keeps_the_effect(tmp_path: Path, family: str) -> None:
+    model = fresh(family)
+    change = delta(model, rank=5)
+    base = logits(model.hf)
+    with model.compiled(change):
+        whole = logits(model.hf)
+
+    def recovered(candidate: TaskVector) -> float:
+        with model.compiled(candidate):
+            return 1 - float((logits(model.hf) - whole).norm() / (base - whole).norm())
+
+    rank = smallest_rank(change, take_apart(change, model), recovered)
+    assert rank == 8
+    write_adapter(change, model, tmp_path / "out", rank=rank)
+    torch.testing.assert_close(adapted(model, tmp_path / "out"), whole, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize(
