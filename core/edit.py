@@ -129,9 +129,8 @@ class WeightEdits:
 
     @torch.no_grad()
     def _write(self, deltas: Mapping[str, list[tuple[float, Tensor]]]) -> None:
-        for name in list(self._base):
-            if name not in deltas:
-                self._restore(name)
+        for name in (self._base.keys() | self._attached) - deltas.keys():
+            self._restore(name)
         for name, added in deltas.items():
             parameter = self._parameter(name)
             if name not in self._base:
@@ -156,10 +155,10 @@ class WeightEdits:
         return found
 
     def _restore(self, name: str) -> None:
-        base = self._base.pop(name)
+        base = self._base.pop(name, None)
         if name in self._attached:
             self._attached.remove(name)
             # The entry stays, empty, as nn.Linear(bias=False) makes it.
             self._hf.get_submodule(name.rpartition(".")[0]).register_parameter("bias", None)
-        else:
+        elif base is not None:
             self._parameter(name).copy_(base)

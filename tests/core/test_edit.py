@@ -297,6 +297,24 @@ def test_an_interrupted_change_is_undone(monkeypatch: pytest.MonkeyPatch) -> Non
     model.revert()
 
 
+def test_a_bias_whose_attaching_was_interrupted_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fresh()
+    change = TaskVector("b", {"model.layers.1.mlp.down_proj.bias": torch.ones(32)}, model.fingerprint)
+    find = WeightEdits._parameter
+
+    def fail(self: WeightEdits, name: str) -> nn.Parameter:
+        find(self, name)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(WeightEdits, "_parameter", fail)
+        with pytest.raises(KeyboardInterrupt):
+            model.apply(change)
+    assert "model.layers.1.mlp.down_proj.bias" not in model.hf.state_dict()
+    model.apply(change)
+    model.revert()
+
+
 def test_generation_and_steering_go_on_under_a_task_vector() -> None:
     model = fresh()
     change = delta(model, last_weights(model))

@@ -53,7 +53,8 @@ def export_command(
     if as_json:
         print_json({"format": format_name, "out": str(out), "name": artifact.name, **said})
         return
-    details = ", ".join(
-        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in said.items()
+    shown = (
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in said.items() if value
     )
+    details = ", ".join(shown)
     click.echo(f"{out}: {artifact.name} as {format_name}{f' ({details})' if details else ''}")
