@@ -14,6 +14,7 @@
     │   ├── ProfileError          a profile, its keys or its overrides
     │   ├── PluginError           a plugin that is broken or registers something twice
     │   ├── JudgeError            a judge that does not answer, or not as asked
+    │   ├── OptimizerError        a setting, a gradient or a saved state that Apollo cannot use
     │   ├── UnknownNameError      a behavior, estimator or reference that is not there; nearest name offered
     │   └── OutputExistsError     an output that would be overwritten
     └── CheckError                a check that was asked for and failed (exit code 1)
@@ -80,6 +81,10 @@ class PluginError(InputError):
 
 class JudgeError(InputError):
     """A judge that gives no score; nothing is scored in its place."""
+
+
+class OptimizerError(InputError):
+    """A setting, a gradient or a saved state that the optimizer cannot use."""
 
 
 class UnknownNameError(InputError):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engrain.version import __version__
 
 if TYPE_CHECKING:
+    from engrain.core.apollo import Apollo
     from engrain.core.composition import Active
     from engrain.core.contrast import ContrastPair, Message, PairSet
     from engrain.core.errors import EngrainError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "Active": "engrain.core.composition",
+    "Apollo": "engrain.core.apollo",
     "Behavior": "engrain.plugins.behavior",
     "Calibration": "engrain.core.vector",
     "ContrastPair": "engrain.core.contrast",
@@ -43,6 +45,7 @@ _PLACES = {
 
 __all__ = [
     "Active",
+    "Apollo",
     "Behavior",
     "Calibration",
     "ContrastPair",
