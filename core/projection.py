@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 _WORD = 1 << 64
+# Where every chain of words starts. Any number would do, but no other ever again: checkpoints keep seeds, not matrices.
+_START = int.from_bytes(b"APOLLO", "big")
 # splitmix64: the increment, then shift and factor of each round (Steele, Lea and Flood, OOPSLA 2014).
 _INCREMENT = 0x9E3779B97F4A7C15
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
@@ -18,7 +20,7 @@ _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
 def mix(*words: int) -> int:
     """Return a number in [0, 2^63) that depends on every word and on their order; the same in every process."""
-    state = 0
+    state = _START
     for word in words:
         state = (state + word + _INCREMENT) % _WORD
         for shift, factor in _ROUNDS:
