@@ -43,13 +43,21 @@ def project(rows: Any, projection: Tensor) -> Any:
     """
     if not is_sharded(rows):
         return rows @ projection
-    from torch.distributed.tensor import DTensor, Replicate, Shard
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-    mesh = rows.device_mesh
+    # Local products with explicit placements: DTensor's own product may lay an uneven split out otherwise.
+    mesh, side = rows.device_mesh, rows.ndim - 1
     whole = DTensor.from_local(projection, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    product: Any = torch.bmm(rows, whole) if rows.ndim == 3 else torch.mm(rows, whole)
-    channels = Shard(rows.ndim - 2)
-    return product.redistribute(placements=[channels if place.is_partial() else place for place in product.placements])
+    dims = [getattr(place, "dim", None) for place in rows.placements]
+    matching = [
+        _moved(place, side - 1) if dim == side else Replicate() if dim == side - 1 else place
+        for dim, place in zip(dims, rows.placements, strict=True)
+    ]
+    part = local(rows) @ local(whole.redistribute(placements=matching))
+    summed = [Partial() if dim == side else place for dim, place in zip(dims, rows.placements, strict=True)]
+    split = [Shard(side - 1) if dim == side else place for dim, place in zip(dims, rows.placements, strict=True)]
+    shape = [*rows.shape[:-1], projection.shape[-1]]
+    return _wrap(part, rows, shape, summed).redistribute(placements=split)
 
 
 def total(squares: Tensor, matrices: Any) -> Tensor:
@@ -88,6 +96,12 @@ def norms(reduced: Any, dtype: torch.dtype) -> Tensor:
     places = [Replicate() if _splits(place, reduced) else place for place in reduced.placements]
     split: Tensor = _wrap(zeros, reduced, [*reduced.shape[:-2], 1, 1], places)
     return split
+
+
+def _moved(place: Any, dim: int) -> Any:
+    """Return the placement for another dimension; FSDP2 on top of tensor parallelism splits in strides."""
+    strided = {"split_factor": place.split_factor} if hasattr(place, "split_factor") else {}
+    return type(place)(dim, **strided)
 
 
 def _wrap(part: Tensor, like: Any, shape: list[int], places: Any) -> Any:

@@ -244,7 +244,7 @@ def test_a_closure_runs_with_gradients_on_and_its_loss_is_returned() -> None:
     def closure() -> Tensor:
         apollo.zero_grad()
         loss = weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     before = weight.detach().square().sum().item()
@@ -261,7 +261,7 @@ def test_a_least_squares_problem_is_solved(kind: dict[str, Any]) -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(apollo, 300)
     for _ in range(300):
         apollo.zero_grad()
-        ((inputs @ (weight - wanted)) ** 2).mean().backward()  # type: ignore[no-untyped-call]
+        ((inputs @ (weight - wanted)) ** 2).mean().backward()
         apollo.step()
         schedule.step()
     assert (weight - wanted).norm().item() < 0.05 * wanted.norm().item()

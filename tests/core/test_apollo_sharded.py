@@ -11,6 +11,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import spawn
 
 from descent import KINDS
 from engrain.core.apollo import Apollo
@@ -37,6 +43,13 @@ def network() -> nn.Sequential:
     linear = [nn.Linear(before, after) for before, after in pairwise(sizes)]
     layers = (linear[0], nn.Tanh(), linear[1], nn.Tanh(), linear[2], linear[3], Experts(), nn.Linear(20, 7))
     return nn.Sequential(*layers).double()
+
+
+def sharded() -> nn.Sequential:
+    model = network()
+    for layer in (*model, model):
+        fully_shard(layer)
+    return model
 
 
 def batches() -> Tensor:
@@ -68,10 +81,15 @@ def own_part(rank: int) -> Tensor:
 
 def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Equal but for the order in which float64 gradients are summed up."""
+    assert found.keys() == expected.keys()
     for name, weight in expected.items():
-        torch.testing.assert_close(
-            found[name], weight, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(found[name], weight, rtol=1e-9, atol=1e-11)
+
+
+def whole(weight: Tensor) -> Tensor:
+    """Return a sharded parameter, gathered."""
+    assert isinstance(weight, DTensor)
+    return weight.full_tensor()
 
 
 def replicas(rank: int, kind: dict[str, Any]) -> None:
@@ -88,17 +106,11 @@ def replicas(rank: int, kind: dict[str, Any]) -> None:
 
 
 def shards(rank: int, kind: dict[str, Any]) -> None:
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import DTensor
-
-    model = network()
-    for layer in (*model, model):
-        fully_shard(layer)
+    model = sharded()
     torch.manual_seed(100 + rank)
     apollo = train(model, own_part(rank), kind)
     assert (apollo.projected, apollo.dense) == (6, 5)
-    assert all(isinstance(weight, DTensor) for weight in model.parameters())
-    found = {name: weight.full_tensor() for name, weight in model.named_parameters()}
+    found = {name: whole(weight) for name, weight in model.named_parameters()}
     close(found, alone(kind))
     # Moments are split as well: a process holds half of them, norms and what two does not divide apart.
     single = network()
@@ -107,36 +119,22 @@ def shards(rank: int, kind: dict[str, Any]) -> None:
 
 
 def checkpoint(rank: int, kind: dict[str, Any]) -> None:
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-    from torch.distributed.fsdp import fully_shard
-
-    def sharded() -> nn.Module:
-        model = network()
-        for layer in (*model, model):
-            fully_shard(layer)
-        return model
-
     model = sharded()
     apollo = Apollo(model.parameters(), lr=1e-2, update_proj_gap=3, **kind)
     steps(model, apollo, own_part(rank)[:4])
     weights, state = get_state_dict(model, apollo)
-    folder = kind_folder(kind)
-    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder)
+    folder = Path(os.environ["APOLLO_TEST_FOLDER"]) / kind["scale_type"]
+    save({"model": weights, "optimizer": state}, checkpoint_id=folder)
     steps(model, apollo, own_part(rank)[4:])
 
     resumed = sharded()
     second = Apollo(resumed.parameters(), lr=1e-2, update_proj_gap=3, **kind)
     weights, state = get_state_dict(resumed, second)
-    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder)
+    load({"model": weights, "optimizer": state}, checkpoint_id=folder)
     set_state_dict(resumed, second, model_state_dict=weights, optim_state_dict=state)
     steps(resumed, second, own_part(rank)[4:])
     for one, other in zip(model.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(one.to_local(), other.to_local())
-
-
-def kind_folder(kind: dict[str, Any]) -> str:
-    return os.path.join(os.environ["APOLLO_TEST_FOLDER"], kind["scale_type"])
+        assert torch.equal(whole(one), whole(other))
 
 
 def work(rank: int, port: int, task: Callable[[int, dict[str, Any]], None]) -> None:
@@ -158,4 +156,4 @@ def test_two_processes_train_as_one(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(work, args=(port, task), nprocs=RANKS)
+    spawn(work, args=(port, task), nprocs=RANKS)
