@@ -9,6 +9,7 @@ PARTS = (
     ["memory"],
     ["overhead"],
     ["startup"],
+    ["apollo"],
 )
 
 

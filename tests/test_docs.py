@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import click
+import pytest
 
+from engrain.core.apollo import Apollo
 from engrain.core.contrast import parse_pair
 from engrain.core.profile import Profile
 from engrain.plugins import spec
@@ -40,6 +42,19 @@ def test_every_command_that_a_document_shows_exists_with_its_options() -> None:
                 assert option in known, f"{path.name}: engrain {verb} {option}"
     assert shown >= 12
     assert all(isinstance(command, click.Command) for command in commands.values())
+
+
+def test_the_optimizer_is_used_as_its_page_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = blocks(ROOT / "docs" / "apollo.md", "python")
+    exec(compile(example, "docs/apollo.md", "exec"), {})
+    assert int(capsys.readouterr().out) > 0
+
+
+def test_the_settings_on_its_page_are_the_optimizers() -> None:
+    text = (ROOT / "docs" / "apollo.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| (`[^|]*`) \| ", text.split("## Settings")[1].split("**")[0], re.MULTILINE)
+    named = {name for cell in table for name in re.findall(r"`(\w+)`", cell)}
+    assert named == set(inspect.signature(Apollo).parameters) - {"params"}
 
 
 def test_the_profiles_that_are_shown_are_profiles() -> None:
