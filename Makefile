@@ -1,9 +1,9 @@
-# make demo, make test, make check, make bench. The first run makes .venv; later runs use it again.
+# make demo, make test, make check, make test-browser, make bench. The first run makes .venv; later runs use it again.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= We sort the bookshelf by color. Start with red.
-.PHONY: demo test check install bench clean
+.PHONY: demo test test-browser check install bench clean
 
 # The demonstration has a registry of its own, so that it goes away with the environment.
 demo: export ENGRAIN_HOME := $(CURDIR)/$(VENV)/registry
@@ -18,7 +18,11 @@ $(VENV)/.listening: $(VENV)/.demo behaviors/listening/pairs.jsonl
 test: $(VENV)/.demo $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-# What the continuous integration runs.
+# The HTML report in a real browser; chromium must be on the PATH.
+test-browser: $(VENV)/.browser
+	$(BIN)/python -m pytest -m browser
+
+# What the continuous integration runs, and the browser besides.
 check: test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,6 +38,10 @@ $(VENV)/.engrain: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.engrain
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(VENV)/.browser: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser]"
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.engrain requirements-demo.txt

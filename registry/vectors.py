@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _FILE = "vector.safetensors"
 _PAIRS = "pairs.jsonl"
+REPORT = "report.html"
 _FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".pkl", ".bin")
 
 
@@ -49,7 +50,9 @@ def read_pairs(store: Store, version: Version) -> PairSet:
     return replace(PairSet.read(dataset.path(_PAIRS)), source=dataset.reference)
 
 
-def publish_verdict(store: Store, name: str, verdict: Verdict, parents: Sequence[Parent]) -> Version:
+def publish_verdict(
+    store: Store, name: str, verdict: Verdict, parents: Sequence[Parent], report: bytes | None = None
+) -> Version:
     """Publish a verdict: its gates as the version's config, everything that was measured as a file.
 
     Args:
@@ -57,11 +60,14 @@ def publish_verdict(store: Store, name: str, verdict: Verdict, parents: Sequence
         name: of the behavior.
         verdict: the verdict.
         parents: the vector and the pairs that it is on.
+        report: the verdict as an HTML page, or None.
     """
     whole = verdict.to_json()
     config = {key: whole[key] for key in ("schema", "passed", "layer", "strength", "gates", "seed")}
     files = {"verdict.json": json.dumps(whole, ensure_ascii=False, allow_nan=False).encode()}
     types = {"verdict.json": "application/json"}
+    if report is not None:
+        files[REPORT], types[REPORT] = report, "text/html"
     return store.publish("verdict", name, config=config, files=files, parents=parents, media_types=types)
 
 

@@ -20,6 +20,7 @@ def own_home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     """Nothing of the user's is read or written, but for the converted demo model, which is only read."""
     monkeypatch.setenv("ENGRAIN_HOME", str(tmp_path / "engrain-home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))
     if request.node.get_closest_marker("demo") is None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))

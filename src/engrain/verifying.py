@@ -2,23 +2,28 @@
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 from platformdirs import user_cache_path
 from rich.progress import Progress
 
 from engrain.core.capability import read_questions
 from engrain.core.errors import InputError
+from engrain.core.files import write_atomically
 from engrain.core.judge import Judge
 from engrain.core.model import SteerableModel
 from engrain.core.neutral import read_neutral
 from engrain.core.replies import REPLY_TOKENS
 from engrain.core.steps import Steps
+from engrain.core.vector import SteeringVector
 from engrain.core.verdict import Verdict
 from engrain.core.verify import HeldOut, Training, verify
 from engrain.extracting import ensure_calibrated
 from engrain.plugins.manager import Plugins
+from engrain.registry.manifest import titled
 from engrain.registry.store import Parent, Store, Version
-from engrain.registry.vectors import publish_pairs, publish_verdict
+from engrain.registry.vectors import REPORT, publish_pairs, publish_verdict
+from engrain.report import available
 from engrain.subject import Subject
 from engrain.version import __version__
 
@@ -39,7 +44,8 @@ def verify_subject(
     bar: Progress,
     say: Callable[[str], None],
 ) -> tuple[Verdict, Version]:
-    """Return the verdict on the subject's calibrated vector, published; an interrupted run goes on where it was.
+    """Return the verdict on the subject's calibrated vector, published with its report where the packages for that
+    are installed; an interrupted run goes on where it was.
 
     Args:
         judge: of the free replies, ``NAME`` or ``NAME:ARGUMENT``.
@@ -89,9 +95,43 @@ def verify_subject(
     )
     tested = publish_pairs(store, f"{subject.name}-test", subject.test)
     parents = [Parent("vector", published.digest), Parent("test", tested.digest)]
-    version = publish_verdict(store, subject.name, verdict, parents)
+    report = _page(subject, vector, verdict, published) if available() else None
+    version = publish_verdict(store, subject.name, verdict, parents, report)
     steps.forget()
     return verdict, version
+
+
+def write_report(version: Version, out: Path | None = None, *, force: bool = False) -> Path | None:
+    """Write the HTML report of a published verdict to ``out``, or else into the cache, and return where it is.
+
+    Returns None for a verdict that was published without one: in the registry it would have no ending, and no
+    browser opens it.
+
+    Raises:
+        OutputExistsError: ``out`` exists and ``force`` is false.
+    """
+    if REPORT not in titled(version.manifest):
+        return None
+    page = version.path(REPORT).read_bytes()
+    digest = version.digest.removeprefix("sha256:")
+    path = out or user_cache_path("engrain") / "reports" / f"{version.name}-{digest[:12]}.html"
+    write_atomically(path, page, force=force or out is None)
+    return path
+
+
+def _page(subject: Subject, vector: SteeringVector, verdict: Verdict, published: Version) -> bytes:
+    from engrain.report.verdict import verdict_page
+
+    footer = [f"vector {published.digest[:19]}", f"layer {verdict.layer}", f"seed {verdict.seed}"]
+    if vector.fingerprint is not None:
+        # Of a folder its name only: the report may be passed on.
+        made_on = vector.fingerprint
+        footer.insert(0, f"model {Path(made_on.source).name} ({made_on.architecture}, {made_on.weights[:19]})")
+    about = "" if subject.brief is None else subject.brief.description
+    page = verdict_page(
+        subject.name, verdict.to_json(), about=about, origin=vector.origin, budget=subject.budget, footer=footer
+    )
+    return page.to_html()
 
 
 def make_judge(plugins: Plugins, model: SteerableModel, subject: Subject, name: str) -> Judge | None:

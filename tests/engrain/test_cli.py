@@ -321,16 +321,39 @@ def test_a_verdict_is_printed_published_and_told_by_the_exit_code(engrain: Any, 
     assert verdict["reference"] == "verdict/yes@1"
     version = Store().resolve("verdict/yes")
     assert json.loads(version.path("verdict.json").read_bytes()) == {
-        key: value for key, value in verdict.items() if key != "reference"
+        key: value for key, value in verdict.items() if key not in ("reference", "report")
     }
     assert {parent.role for parent in version.parents} == {"vector", "test"}
     assert Store().resolve("vector/yes").digest in {parent.digest for parent in version.parents}
+    assert version.path("report.html").read_bytes() == Path(verdict["report"]).read_bytes()
+    assert verdict["report"] in found.err
     # Against exchanged replies the same vector does the opposite.
     against = write_pairs(tmp_path / "against.jsonl", 200, 20, swapped=True)
     failed = engrain("verify", "yes", "--pairs", against, "-m", folder)
     assert failed.code == 1
     assert "effect: the interval of the effect reaches 0" in failed.out
     assert "try:" in failed.out
+    assert failed.out.splitlines()[-1].startswith("report: ")
+
+
+def test_a_report_is_written_where_it_is_asked_for_and_never_over_a_file(
+    engrain: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engrain("extract", "--pairs", write_pairs(tmp_path / "seen.jsonl", 0, 40), "--name", "yes", "-m", folder)
+    fresh, out = write_pairs(tmp_path / "fresh.jsonl", 100, 14), tmp_path / "report.html"
+    call = ("verify", "yes", "--pairs", fresh, "-m", folder)
+    out.write_text("mine")
+    refused = engrain(*call, "--report", out)
+    assert (refused.code, "--force" in refused.err, out.read_text()) == (2, True, "mine")
+    assert Store().names("verdict") == []
+    found = engrain(*call, "--report", out, "--force", "--json")
+    assert found.json["report"] == str(out)
+    assert out.read_bytes() == Store().resolve("verdict/yes").path("report.html").read_bytes()
+    # Without the packages there is a verdict all the same, and a word on what is missing.
+    monkeypatch.setattr("engrain.report.find_spec", lambda name: None)
+    without = engrain(*call, "--json")
+    assert (without.json["report"], "engrain[report]" in without.err) == (None, True)
+    assert engrain(*call, "--report", out, "--force").code == 2
 
 
 def test_calibrate_takes_a_vector_made_from_a_file(engrain: Any, folder: Path, tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from engrain.cli.options import json_option, judge_option, model_option
+from engrain.cli.options import force_option, json_option, judge_option, model_option
 from engrain.cli.output import describe_change, describe_judged, print_json, progress_bar, say
 from engrain.core.contrast import PairSet
+from engrain.core.errors import InputError, OutputExistsError
 from engrain.plugins.manager import Plugins
+from engrain.report import MISSING, available
 
 
 @click.command("verify")
@@ -18,6 +20,8 @@ from engrain.plugins.manager import Plugins
 @click.option("--pairs", "pairs_file", type=click.Path(path_type=Path), help="Unseen test pairs instead of its own.")
 @judge_option
 @click.option("--seed", default=0, show_default=True, help="Seed of the controls and the bootstrap.")
+@click.option("--report", type=click.Path(path_type=Path), help="Where to write the HTML report, instead of the cache.")
+@force_option
 @model_option
 @json_option
 @click.pass_context
@@ -27,18 +31,26 @@ def verify_command(
     pairs_file: Path | None,
     judge: str | None,
     seed: int,
+    report: Path | None,
+    force: bool,
     model_name: str,
     as_json: bool,
 ) -> None:
     """Say whether a vector has proved itself: exit code 0 when every gate passed, 1 when one did not.
 
     Gates: the effect on unseen pairs is above 0; it is above that of 19 random directions and of one from shuffled
-    labels, all of the same length; side effects are within their budget. The verdict is published with its numbers.
-    An interrupted run goes on where it was.
+    labels, all of the same length; side effects are within their budget. The verdict is published with its numbers and
+    its report, one HTML file. An interrupted run goes on where it was.
 
     Example: engrain verify listening
     """
     plugins: Plugins = context.obj
+    # Before minutes of work, not after them.
+    if report is not None:
+        if not available():
+            raise InputError("The report needs jinja2 and matplotlib: pip install 'engrain[report]'.")
+        if report.exists() and not force:
+            raise OutputExistsError(report)
 
     from engrain.registry.store import Store
     from engrain.subject import find_subject
@@ -49,18 +61,22 @@ def verify_command(
         subject = subject.tested_on(PairSet.read(pairs_file))
 
     from engrain.loading import load
-    from engrain.verifying import JUDGE, verify_subject
+    from engrain.verifying import JUDGE, verify_subject, write_report
 
     model = load(model_name, plugins=plugins)
     with progress_bar() as bar:
         verdict, version = verify_subject(
             model, subject, plugins, store, judge=judge or JUDGE, seed=seed, bar=bar, say=say
         )
-    found = verdict.to_json() | {"reference": version.reference}
+    written = write_report(version, report, force=force)
+    said = MISSING if written is None else f"report: {written}"
+    found = verdict.to_json() | {"reference": version.reference, "report": None if written is None else str(written)}
     if as_json:
         print_json(found)
+        say(said)
     else:
         _print(found)
+        click.echo(said)
     if not verdict.passed:
         context.exit(1)
 

@@ -86,6 +86,7 @@ class Page:
 
     Attributes:
         title: what it is on.
+        about: what that is, in a sentence, or empty.
         badge: how it ended.
         headline: the verdict in a sentence.
         facts: the few numbers that matter.
@@ -94,6 +95,7 @@ class Page:
     """
 
     title: str
+    about: str
     badge: Badge
     headline: str
     facts: Sequence[Fact]

@@ -153,18 +153,20 @@ def dose_response(doses: Sequence[Mapping[str, Any]], strength: float, budget: B
         effect.fill_between(x, [dose["effect_low"] for dose in doses], effects, color=ACCENT, alpha=0.16, linewidth=0)
         _curve(effect, x, effects, doses, ACCENT)
         for key, bound, said, color in (
-            ("kl_p95", budget.kl_p95, "95th percentile", SOFT),
+            ("kl_p95", budget.kl_p95, "95 %", SOFT),
             ("kl_mean", budget.kl_mean, "mean", INK),
         ):
-            _curve(divergence, x, [dose[key] for dose in doses], doses, color, said)
+            _curve(divergence, x, [dose[key] for dose in doses], doses, color)
+            divergence.annotate(
+                said, (x[-1], doses[-1][key]), (6, 0), textcoords="offset points", va="center", color=color, fontsize=7
+            )
             _bound(divergence, bound)
         _curve(perplexity, x, [dose["perplexity_ratio"] for dose in doses], doses, INK)
         _bound(perplexity, budget.perplexity)
-        divergence.legend(loc="upper left", labelcolor=SOFT, handlelength=1.2, borderaxespad=0)
         over = [dose["strength"] for dose in doses if not dose["within"]]
         for axes, title in (
             (effect, "effect and its lower 95 % bound, nats per token"),
-            (divergence, "neutral text: KL, nats"),
+            (divergence, "neutral text: KL, mean and 95th percentile, nats"),
             (perplexity, "neutral text: perplexity ratio"),
         ):
             axes.set_title(title)
@@ -180,12 +182,13 @@ def dose_response(doses: Sequence[Mapping[str, Any]], strength: float, budget: B
         return _plot("dose-response", caption, figure)
 
 
-def layer_map(doses: Sequence[Mapping[str, Any]], layer: int) -> Plot:
+def layer_map(doses: Sequence[Mapping[str, Any]], layer: int, strength: float) -> Plot:
     """Draw the effect of every dose that was tried, a row for each layer, strengths rising to the right.
 
     Args:
         doses: as ``Dose.to_json`` gives them.
         layer: the one that was chosen.
+        strength: the one that was chosen there.
     """
     rows: dict[int, list[Mapping[str, Any]]] = {}
     for dose in sorted(doses, key=lambda dose: (dose["layer"], dose["strength"])):
@@ -195,22 +198,21 @@ def layer_map(doses: Sequence[Mapping[str, Any]], layer: int) -> Plot:
         for place, row in enumerate(rows.values()):
             for number, dose in enumerate(row):
                 at, width = number / len(row), 1 / len(row)
-                _cell(axes, at, place, width, dose["effect"] / most)
+                chosen = (dose["layer"], dose["strength"]) == (layer, strength)
+                _cell(axes, at, place, width, dose["effect"] / most, chosen=chosen)
                 # More than this and the numbers would run into one another.
                 if len(row) <= 7:
-                    ink = INK if dose["within"] else SOFT
-                    axes.text(at + width / 2, place + 0.32, f"{dose['effect']:+.3f}", ha="center", va="top", color=ink)
-                    strength = f"{dose['strength']:.3g}" + ("" if dose["within"] else " over")
-                    axes.text(
-                        at + width / 2, place - 0.32, strength, ha="center", va="bottom", color=SOFT, fontsize=6.5
-                    )
+                    middle, over = at + width / 2, "" if dose["within"] else " over"
+                    axes.text(middle, place + 0.32, f"{dose['effect']:+.3f}", ha="center", va="top")
+                    said = f"{dose['strength']:.3g}{over}"
+                    axes.text(middle, place - 0.32, said, ha="center", va="bottom", fontsize=6.5, alpha=0.75)
         axes.set(xlim=(0, 1), ylim=(-0.5, len(rows) - 0.5), xticks=[])
         axes.set_yticks(range(len(rows)), [f"layer {one}" for one in rows])
         axes.get_yticklabels()[list(rows).index(layer)].set(color=ACCENT, fontweight="bold")
         _frameless(axes)
         caption = (
             "Effect in nats per token on the calibration pairs, below it the strength; 'over' breaks the budget of "
-            "side effects. Along the best layer the whole dose curve was measured."
+            "side effects. Framed: the chosen dose, along whose layer the whole curve was measured."
         )
         return _plot("layer-map", caption, figure)
 
@@ -313,7 +315,9 @@ def _plot(name: str, caption: str, figure: Figure, read_out: str = "") -> Plot:
     text = text[text.index("<svg") :]
     for variable, color in _COLORS.items():
         text = text.replace(color, f"var(--{variable})")
-    # Several drawings share the page: only names that something refers to are kept, and those are digests.
+    # Several drawings share the page. Its style sheet says for all of them what matplotlib says in each, and only
+    # names that something refers to are kept; those are digests.
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, count=1, flags=re.DOTALL)
     referred = set(re.findall(r"#(\w+)", text))
     text = re.sub(r'(<\w+) id="([^"]*)"', lambda tag: tag[0] if tag[2] in referred else tag[1], text)
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
@@ -327,9 +331,8 @@ def _curve(
     y: Sequence[float],
     doses: Sequence[Mapping[str, Any]],
     color: str,
-    label: str | None = None,
 ) -> None:
-    axes.plot(x, y, color=color, label=label)
+    axes.plot(x, y, color=color)
     for at, value, dose in zip(x, y, doses, strict=True):
         axes.plot([at], [value], "o", color=color, markerfacecolor=color if dose["within"] else CARD)
 
@@ -337,15 +340,18 @@ def _curve(
 def _bound(axes: Axes, bound: float) -> None:
     axes.axhline(bound, color=BAD, linewidth=1, linestyle=(0, (1, 2)))
     axes.annotate(
-        f"{bound:g}", (1, bound), (0, 2), ("axes fraction", "data"), "offset points", ha="right", color=BAD, fontsize=7
+        f"budget {bound:g}", (0, bound), (4, 2), ("axes fraction", "data"), "offset points", color=BAD, fontsize=7
     )
 
 
-def _cell(axes: Axes, x: float, row: int, width: float, share: float) -> None:
+def _cell(axes: Axes, x: float, row: int, width: float, share: float, *, chosen: bool = False) -> None:
     """Color a cell by ``share``, -1 to 1; never so strongly that the number in it is hard to read."""
     color, alpha = (ACCENT if share >= 0 else BAD), 0.05 + 0.45 * abs(share)
     axes.add_patch(Rectangle((x, row - 0.46), width, 0.92, facecolor=color, alpha=alpha, linewidth=0))
-    axes.add_patch(Rectangle((x, row - 0.46), width, 0.92, facecolor="none", edgecolor=CARD, linewidth=2))
+    # A seam between neighbors, or a frame above it.
+    edge, order = (ACCENT, 3) if chosen else (CARD, 2)
+    frame = Rectangle((x, row - 0.46), width, 0.92, facecolor="none", edgecolor=edge, linewidth=2, zorder=order)
+    axes.add_patch(frame).set_clip_on(False)
 
 
 def _frameless(axes: Axes) -> None:

@@ -17,13 +17,20 @@ _SAID = {
 
 
 def verdict_page(
-    name: str, verdict: Mapping[str, Any], *, origin: Mapping[str, Any], budget: Budget, footer: Sequence[str]
+    name: str,
+    verdict: Mapping[str, Any],
+    *,
+    about: str = "",
+    origin: Mapping[str, Any],
+    budget: Budget,
+    footer: Sequence[str] = (),
 ) -> Page:
     """Return the page of a verdict.
 
     Args:
         name: of the behavior.
         verdict: as ``Verdict.to_json`` gives it.
+        about: the behavior in a sentence.
         origin: the vector's; its calibration is shown where it is recorded there.
         budget: of side effects, that the verdict and the calibration were held to.
         footer: where it comes from, a phrase each.
@@ -31,7 +38,7 @@ def verdict_page(
     outcome = Badge("passed", True) if verdict["passed"] else Badge("did not pass", False)
     sections = [_gates(verdict), *_advice(verdict), _controls(name, verdict), *_calibration(verdict, origin, budget)]
     sections += [*_joint(origin), _beside(verdict), *_replies(verdict)]
-    return Page(name, outcome, _headline(verdict), _facts(verdict), sections, footer)
+    return Page(name, about, outcome, _headline(verdict), _facts(verdict), sections, footer)
 
 
 def _headline(verdict: Mapping[str, Any]) -> str:
@@ -50,7 +57,7 @@ def _facts(verdict: Mapping[str, Any]) -> list[Fact]:
         Fact("effect", f"{effect['value']:+.3f}", _interval(effect["ci95"]) or "nats per token"),
         Fact("best control", f"{best:+.3f}", f"of {len(verdict['controls'])} directions"),
         Fact("neutral KL", f"{neutral['kl_mean']:.3f}", "nats on average"),
-        Fact("perplexity", f"× {neutral['perplexity_ratio']:.2f}", "on neutral text"),
+        Fact("perplexity", f"\N{MULTIPLICATION SIGN} {neutral['perplexity_ratio']:.2f}", "on neutral text"),
         Fact("incoherent", str(replies["incoherent"]), f"of {replies['replies']} free replies"),
     ]
 
@@ -71,7 +78,9 @@ def _gates(verdict: Mapping[str, Any]) -> Section:
             )
         )
     faults = [
-        f"{_SAID.get(gate['name'], (gate['name'],))[0]}: {fault}" for gate in verdict["gates"] for fault in gate["faults"]
+        f"{_SAID.get(gate['name'], (gate['name'],))[0]}: {fault}"
+        for gate in verdict["gates"]
+        for fault in gate["faults"]
     ]
     head = ("gate", "outcome", "against its bound", "value", "95 % interval", "needed")
     sentence = "All of them must pass. Intervals are bootstraps over scenarios that the vector has not seen."
@@ -98,7 +107,7 @@ def _calibration(verdict: Mapping[str, Any], origin: Mapping[str, Any], budget: 
             "What more strength gains and what it costs, on the calibration pairs; and the same at other layers.",
             plots=[
                 plots.dose_response(here, verdict["strength"], budget),
-                plots.layer_map(doses, verdict["layer"]),
+                plots.layer_map(doses, verdict["layer"], verdict["strength"]),
             ],
         )
 
@@ -108,7 +117,7 @@ def _joint(origin: Mapping[str, Any]) -> Iterator[Section]:
     if not isinstance(joint, dict) or not isinstance(joint.get("interference"), dict):
         return
     names = list(joint["interference"])
-    every = [joint.get(key) for key in ("strengths", "alone", "together")]
+    every: list[Any] = [joint.get(key) for key in ("strengths", "alone", "together")]
     if not names or not _numbers([*joint["interference"].values(), *every], names):
         return
     strengths, alone, together = every
@@ -131,7 +140,10 @@ def _beside(verdict: Mapping[str, Any]) -> Section:
         (what, f"{one['base']:.3f} → {one['edited']:.3f}", f"{one['effect']:+.3f}", _interval(one["ci95"]))
         for what, one in changes.items()
     ]
-    for what, found in (("a system prompt that asks for it", verdict["prompt"]), ("boundary pairs", verdict["boundary"])):
+    for what, found in (
+        ("a system prompt that asks for it", verdict["prompt"]),
+        ("boundary pairs", verdict["boundary"]),
+    ):
         if found is not None:
             rows.append((what, "", f"{found['value']:+.3f}", _interval(found["ci95"])))
     rows.append(("scenarios moved the wrong way", "", f"{verdict['anti_steered']:.0%}", ""))
@@ -139,7 +151,9 @@ def _beside(verdict: Mapping[str, Any]) -> Section:
         change = f"{known['base']:.0%} → {known['edited']:.0%}"
         rows.append((f"{known['questions']} questions answered right", change, "", ""))
     boundary = verdict["boundary"]
-    points = ["Overcorrection: the behavior is pushed where it is wrong."] if boundary and boundary["overcorrection"] else []
+    points = (
+        ["Overcorrection: the behavior is pushed where it is wrong."] if boundary and boundary["overcorrection"] else []
+    )
     head = ("measure", "base → edited", "change", "95 % interval")
     return Section("Beside the gates", "Measured too; nothing fails by it.", tables=[Table(head, rows)], points=points)
 
