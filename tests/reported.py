@@ -1,4 +1,4 @@
-"""A verdict as ``engrain verify --json`` printed it, with its vector's origin; and the same full of hostile text."""
+"""A verdict as ``engrain verify listening --json`` printed it, with its vector's origin; and both full of hostile text."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ HOSTILE = (
 
 
 def recorded() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the verdict and the origin."""
+    """Return the verdict and the origin; only the origin's ``joint`` has numbers that are made up."""
     text = (Path(__file__).parent / "engrain" / "data" / "verdict.json").read_text(encoding="utf-8")
     found = json.loads(text)
     return found["verdict"], found["origin"]

@@ -338,6 +338,8 @@ def _curve(
 
 
 def _bound(axes: Axes, bound: float) -> None:
+    # The words above the line stay below the title.
+    axes.margins(y=0.22)
     axes.axhline(bound, color=BAD, linewidth=1, linestyle=(0, (1, 2)))
     axes.annotate(
         f"budget {bound:g}", (0, bound), (4, 2), ("axes fraction", "data"), "offset points", color=BAD, fontsize=7
