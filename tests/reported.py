@@ -1,4 +1,4 @@
-"""A verdict as ``engrain verify listening --json`` printed it, with its vector's origin; and both full of hostile text."""
+"""A verdict as ``engrain verify listening --json`` printed it, with its vector's origin, and the same under attack."""
 
 import json
 from pathlib import Path
