@@ -15,10 +15,12 @@
     │   ├── PluginError           a plugin that is broken or registers something twice
     │   ├── JudgeError            a judge that does not answer, or not as asked
     │   ├── OptimizerError        a setting, a gradient or a saved state that Apollo cannot use
+    │   ├── ConflictError         somebody else changed it meanwhile; nothing was done
     │   ├── UnknownNameError      a behavior, estimator or reference that is not there; nearest name offered
     │   └── OutputExistsError     an output that would be overwritten
     └── CheckError                a check that was asked for and failed (exit code 1)
-        └── IntegrityError        stored bytes that are not what their digest says
+        ├── IntegrityError        stored bytes that are not what their digest says
+        └── PolicyError           a protected alias and a version without a passing verdict
 """
 
 import difflib
@@ -87,6 +89,10 @@ class OptimizerError(InputError):
     """A setting, a gradient or a saved state that the optimizer cannot use."""
 
 
+class ConflictError(InputError):
+    """A compare-and-swap that lost: what was to be changed is not what was expected; nothing was changed."""
+
+
 class UnknownNameError(InputError):
     """A name that nothing answers to.
 
@@ -121,3 +127,7 @@ class CheckError(EngrainError):
 
 class IntegrityError(CheckError):
     """Stored bytes that do not match their digest."""
+
+
+class PolicyError(CheckError):
+    """A version that an alias does not take."""

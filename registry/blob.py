@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from engrain.core.errors import InputError, IntegrityError
+from engrain.core.errors import ConflictError, InputError, IntegrityError
 from engrain.registry.reference import check_digest
 
-MEND = "Restore it from a copy."
+MEND = "Restore it from a copy, or from a remote: engrain registry verify --repair --remote REMOTE."
 _CHUNK = 1 << 20
 
 
@@ -146,21 +146,83 @@ def write(path: Path, source: bytes | Path, digest: str, temporary_folder: Path)
         InputError: the source is not what was measured, or cannot be read.
         OSError: the disk.
     """
+    if not write_pieces(path, content(source), digest, temporary_folder):
+        raise InputError(f"'{source!s}' changed while it was published; publish again when it is finished.")
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes], digest: str, temporary_folder: Path) -> bool:
+    """Write a file as `write` does, from pieces; return whether they were what ``digest`` says.
+
+    Raises:
+        OSError: the disk.
+    """
     handle, temporary = tempfile.mkstemp(dir=temporary_folder)
     try:
         hasher = hashlib.sha256()
         with open(handle, "wb") as stream:
-            for piece in content(source):
+            for piece in pieces:
                 hasher.update(piece)
                 stream.write(piece)
             stream.flush()
             os.fsync(stream.fileno())
         if "sha256:" + hasher.hexdigest() != digest:
-            raise InputError(f"'{source!s}' changed while it was published; publish again when it is finished.")
+            return False
         os.chmod(temporary, 0o444)
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
+
+
+def replace(path: Path, raw: bytes, temporary_folder: Path) -> None:
+    """Put a small file in the place of another, or where there was none; a reader sees the one or the other.
+
+    Raises:
+        OSError: the disk.
+    """
+    make_folder(path.parent)
+    write(path, raw, sha256(raw), temporary_folder)
+
+
+def append_line(path: Path, whole: int, raw: bytes) -> None:
+    """Append a line to a file that has ``whole`` bytes; a line after these that was cut off is removed.
+
+    Raises:
+        ConflictError: a whole line stands there already, so that another writer came between.
+        OSError: the disk.
+    """
+    line = raw + b"\n"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+    try:
+        size = os.fstat(handle).st_size
+        if size < whole or b"\n" in os.pread(handle, size - whole, whole):
+            raise _conflict(path)
+        if size > whole:
+            os.ftruncate(handle, whole)
+        if os.write(handle, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        # The lock keeps writers apart; where it does not work, as on some network folders, this does.
+        if os.pread(handle, len(line), whole) != line:
+            raise _conflict(path)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    if whole == 0:
+        sync_folder(path.parent)
+
+
+def _conflict(path: Path) -> ConflictError:
+    return ConflictError(f"'{path}' was written by somebody else meanwhile; nothing is lost. Run the command again.")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there, and have that on the disk.
+
+    Raises:
+        OSError: the disk.
+    """
+    path.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

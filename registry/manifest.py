@@ -11,9 +11,11 @@ from typing import Any
 import rfc8785
 
 from engrain.core.errors import InputError, IntegrityError
-from engrain.registry.blob import MEND, content, measure, sha256
+from engrain.registry.blob import MEND, content, measure
 from engrain.registry.reference import NAME, check_digest
+from engrain.registry.sealed import unseal
 
+_REBUILD = "Rebuild it from the journal: engrain registry verify --repair."
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 TITLE_KEY = "org.opencontainers.image.title"
@@ -146,11 +148,21 @@ def _is_descriptor(layer: Any) -> bool:
 
 @dataclass(frozen=True)
 class VersionLine:
-    """One line of a name's versions.jsonl: the number, the manifest's digest, and when that was, in UTC."""
+    """One line of a name's versions.jsonl.
+
+    Attributes:
+        number: of the version.
+        digest: of its manifest.
+        created: when it was published, in UTC.
+        provenance: digest of the statement on how it was made, or None.
+        fields: all that the line says.
+    """
 
     number: int
     digest: str
     created: datetime
+    provenance: str | None
+    fields: dict[str, Any]
 
     @classmethod
     def parse(cls, raw: bytes, path: Path, number: int) -> "VersionLine":
@@ -160,15 +172,27 @@ class VersionLine:
             IntegrityError: it is not, or it was changed; names the file and the line.
         """
         where = f"'{path}', line {number}"
-        fields = parse_object(raw, where)
-        seal = fields.pop("sha256", None)
+        try:
+            return cls.from_fields(unseal(raw, where, _REBUILD), number)
+        except ValueError as error:
+            raise IntegrityError(f"{where} is damaged, or not version {number}. {_REBUILD}") from error
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any], number: int) -> "VersionLine":
+        """Read what a line says.
+
+        Raises:
+            ValueError: it is not the line of that version.
+        """
         try:
             check_digest(fields["manifest"])
+            provenance = fields.get("provenance")
+            if provenance is not None:
+                check_digest(provenance)
             created = datetime.fromisoformat(fields["time"])
             good = type(fields["v"]) is int and fields["v"] == number and created.tzinfo is not None
-            good = good and sha256(rfc8785.dumps(fields)) == f"sha256:{seal}"
-        except (InputError, KeyError, TypeError, ValueError, RecursionError):
-            good = False
+        except (InputError, KeyError, TypeError, ValueError) as error:
+            raise ValueError("not a version line") from error
         if not good:
-            raise IntegrityError(f"{where} is damaged, or not version {number}. Restore the file from a copy.")
-        return cls(number, fields["manifest"], created)
+            raise ValueError("not the line of that number")
+        return cls(number, fields["manifest"], created, provenance, fields)

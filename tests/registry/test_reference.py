@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +291,7 @@ def test_an_object_that_is_not_the_whole_file_is_found(store: Store, tmp_path: P
 def test_a_large_file_is_checked_by_its_size_and_not_hashed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     version = publish(store)
     path = version.path("x.bin")
-    monkeypatch.setattr("engrain.registry.store._REHASH_LIMIT", 3)
+    monkeypatch.setattr("engrain.registry.version.REHASH_LIMIT", 3)
     overwrite(path, b"two")
     assert version.path("x.bin") == path
     overwrite(path, b"on")
@@ -330,7 +331,7 @@ def test_every_cut_of_the_last_line_is_passed_over_and_mended(store: Store) -> N
     assert [version.config["text"] for version in store.versions("vector", "brevity")] == ["one", "three"]
 
 
-def test_a_changed_line_is_an_error_with_file_and_line_and_nothing_is_appended(store: Store) -> None:
+def test_a_changed_line_is_an_error_with_file_and_line_and_the_other_versions_are_there(store: Store) -> None:
     for text in ("one", "two", "three"):
         publish(store, text)
     raw = history_file(store).read_bytes()
@@ -348,13 +349,19 @@ def test_a_changed_line_is_an_error_with_file_and_line_and_nothing_is_appended(s
     for number, histories in damaged.items():
         for history in histories:
             history_file(store).write_bytes(history)
-            refused(
-                IntegrityError,
-                rf"versions\.jsonl', line {number}\b",
-                lambda: store.resolve("vector/brevity@1"),
-                lambda: publish(store, "four"),
-            )
+            match = rf"versions\.jsonl', line {number}\b.*verify --repair"
+            refused(IntegrityError, match, partial(store.resolve, f"vector/brevity@{number}"))
+            assert store.resolve("vector/brevity@1").config == {"text": "one"}
             assert history_file(store).read_bytes() == history
+
+
+def test_nothing_is_appended_after_a_damaged_line(store: Store) -> None:
+    publish(store, "one")
+    raw = history_file(store).read_bytes()
+    history_file(store).write_bytes(raw.replace(b'"actor":"', b'"actor":"x'))
+    damaged = history_file(store).read_bytes()
+    refused(IntegrityError, r"line 1 is damaged", lambda: publish(store, "two"))
+    assert history_file(store).read_bytes() == damaged
 
 
 def test_one_damaged_name_does_not_hide_the_others(store: Store, tmp_path: Path) -> None:

@@ -171,7 +171,9 @@ def test_bytes_are_on_the_disk_before_anything_refers_to_them(store: Store, monk
     for name, fake in {"replace": replace, "mkdir": mkdir, "fsync": fsync, "write": write}.items():
         monkeypatch.setattr(os, name, fake)
     publish(store)
-    assert synced[-2:] == [history_file(store).stat().st_ino, history_file(store).parent.stat().st_ino]
+    journal = store.root / "journal"
+    order = [history_file(store), history_file(store).parent, journal / "events.jsonl", journal / "HEAD", journal]
+    assert synced[-5:] == [path.stat().st_ino for path in order]
 
 
 # An empty store, and one that cannot be written.

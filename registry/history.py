@@ -1,0 +1,81 @@
+"""The numbered versions of one name: ``names/<kind>/<name>/versions.jsonl``, only ever appended to."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from engrain.core.errors import IntegrityError
+from engrain.registry.blob import append_line, make_folder, open_regular, read_now, reading
+from engrain.registry.manifest import VersionLine
+from engrain.registry.sealed import seal
+
+_TAIL = 4096  # bytes; a line has 250 or so
+
+
+class History:
+    """Reads and appends version lines. Bytes after the last line feed are a write that was cut off, and passed over.
+
+    Args:
+        folder: of the name.
+
+    Every method raises InputError when the file may not be read, and IntegrityError when it is not a regular file or a
+    line that is asked for is damaged; other lines do not matter then.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "versions.jsonl"
+
+    def raw_lines(self) -> list[bytes]:
+        """Return the whole lines, without their line feeds and unchecked."""
+        self._check_folder()
+        return (read_now(self.path) or b"").split(b"\n")[:-1]
+
+    def lines(self) -> list[VersionLine]:
+        """Return all versions, lowest first."""
+        return [self.parse(raw, number) for number, raw in enumerate(self.raw_lines(), 1)]
+
+    def parse(self, raw: bytes, number: int) -> VersionLine:
+        """Check the line of a version."""
+        return VersionLine.parse(raw, self.path, number)
+
+    def last(self) -> VersionLine | None:
+        """Return the highest version, or None; the rest of the file is not read."""
+        self._check_folder()
+        with reading(self.path):
+            try:
+                stream = open_regular(self.path)
+            except FileNotFoundError:
+                return None
+            with stream:
+                size = os.fstat(stream.fileno()).st_size
+                stream.seek(max(0, size - _TAIL))
+                # The first piece may be half a line, the last one is empty or was cut off.
+                *lines, _ = stream.read(min(size, _TAIL)).split(b"\n")
+        if len(lines) < 2:
+            every = self.lines()
+            return every[-1] if every else None
+        return self.parse(lines[-1], _number(lines[-1]))
+
+    def append(self, fields: dict[str, Any]) -> VersionLine:
+        """Write the line of the next version.
+
+        Raises:
+            ConflictError: somebody else wrote one meanwhile.
+            OSError: the disk.
+        """
+        lines = self.raw_lines()
+        raw = seal(fields)
+        line = self.parse(raw, len(lines) + 1)
+        make_folder(self.folder)
+        append_line(self.path, sum(len(kept) + 1 for kept in lines), raw)
+        return line
+
+    def _check_folder(self) -> None:
+        if self.folder.is_symlink():
+            raise IntegrityError(f"'{self.folder}' is a symbolic link, which a name never is. Put the folder there.")
+
+
+def _number(raw: bytes) -> int:
+    digits = raw.rpartition(b'"v":')[2].removesuffix(b"}")
+    return int(digits) if digits.isdigit() else 0

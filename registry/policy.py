@@ -1,0 +1,100 @@
+"""Which aliases are protected, and the evidence that lets a version through: a passing verdict on exactly that version.
+
+``policy.json`` in the registry's folder, ``{"protected": ["production", "stable"]}``, replaces the default list.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from engrain.core.errors import EngrainError, IntegrityError, PolicyError
+from engrain.registry.blob import read_now
+from engrain.registry.manifest import parents_of, parse_object
+from engrain.registry.reference import NAME, Reference
+from engrain.registry.store import Store
+
+PROTECTED = ("production", "stable")
+_ROLES = frozenset({"vector", "task-vector"})
+# A behavior is verified as one of these; pairs, profiles and verdicts themselves are not.
+_VERIFIED = frozenset({"vector", "task-vector"})
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The newest verdict on a version.
+
+    Attributes:
+        reference: of the verdict.
+        digest: of its manifest.
+        created: when it was published.
+        passed: whether every gate passed.
+    """
+
+    reference: str
+    digest: str
+    created: datetime
+    passed: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the journal holds."""
+        return {"verdict": self.reference, "manifest": self.digest, "passed": self.passed}
+
+
+def protected_aliases(store: Store) -> tuple[str, ...]:
+    """Return the aliases that take only what has a passing verdict.
+
+    Raises:
+        IntegrityError: policy.json is not of its form; nothing is let through by mistake.
+    """
+    path = store.root / "policy.json"
+    if (raw := read_now(path)) is None:
+        return PROTECTED
+    listed = parse_object(raw, f"'{path}'").get("protected")
+    if not isinstance(listed, list) or not all(isinstance(one, str) and NAME.fullmatch(one) for one in listed):
+        raise IntegrityError(f'\'{path}\' is not of the form {{"protected": ["production", "stable"]}}. Write it so.')
+    return tuple(listed)
+
+
+def newest_verdict(store: Store, digest: str) -> Evidence | None:
+    """Return the newest verdict on the manifest ``digest``, or None; damaged verdicts count for nothing."""
+    newest: Evidence | None = None
+    for name in store.names("verdict"):
+        try:
+            lines = store.history("verdict", name).lines()
+        except EngrainError:
+            continue
+        for line in reversed(lines):
+            try:
+                if digest.encode() not in store.read(line.digest):
+                    continue
+                version = store.resolve(Reference("verdict", name, line.number))
+                if not any(one.role in _ROLES and one.digest == digest for one in parents_of(version.manifest)):
+                    continue
+                passed = version.config.get("passed") is True
+            except EngrainError:  # damaged, or deleted
+                continue
+            if newest is None or line.created > newest.created:
+                newest = Evidence(version.reference, line.digest, line.created, passed)
+            break
+    return newest
+
+
+def check_policy(store: Store, alias: Reference, digest: str, evidence: Evidence | None) -> None:
+    """Refuse a version that a protected alias does not take.
+
+    Raises:
+        PolicyError: its newest verdict did not pass, or there is none.
+    """
+    if alias.alias not in protected_aliases(store) or alias.kind not in _VERIFIED:
+        return
+    if evidence is None:
+        problem = "no verdict is on it"
+    elif not evidence.passed:
+        problem = f"its newest verdict, {evidence.reference}, did not pass"
+    else:
+        return
+    mend = f"engrain verify {alias.name}" if alias.kind == "vector" else "verify it"
+    raise PolicyError(
+        f"'{alias}' is protected and does not take this version: {problem}. Nothing was moved. "
+        f"Do {mend} first, or pass --force with a --reason, which the journal keeps."
+    )

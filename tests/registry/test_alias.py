@@ -1,0 +1,371 @@
+"""Aliases: moved by compare-and-swap, held to the policy, rolled back, and never in doubt after a crash."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engrain.core.errors import ConflictError, InputError, IntegrityError, PolicyError, UnknownNameError
+from engrain.registry.alias import Move, move_alias, parse_alias
+from engrain.registry.audit import audit
+from engrain.registry.delete import delete
+from engrain.registry.journal import read_chain
+from engrain.registry.reference import Reference
+from engrain.registry.repair import repair
+from engrain.registry.rollback import roll_back
+from engrain.registry.store import Parent, Store, Version
+
+CANARY = Reference("vector", "brevity", alias="canary")
+STABLE = Reference("vector", "brevity", alias="stable")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def quick_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # only a power cut shows the difference
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A registry with five versions; whatever a test does to it through engrain, it stays clean."""
+    made = Store(tmp_path / "home")
+    for number in range(1, 6):
+        made.publish("vector", "brevity", config={"number": number}, files={"x": b"x"})
+    yield made
+    assert audit(made).problems == []
+
+
+def judge(store: Store, version: Version, passed: bool, role: str = "vector", name: str = "brevity") -> Version:
+    config: dict[str, Any] = {"passed": passed, "turn": len(store.versions("verdict", name))}
+    return store.publish("verdict", name, config=config, files={}, parents=[Parent(role, version.digest)])
+
+
+def moves(store: Store, *numbers: int) -> list[Move]:
+    return [move_alias(store, CANARY, number) for number in numbers]
+
+
+def at(store: Store, alias: Reference = CANARY) -> int:
+    return store.resolve(alias).number
+
+
+# Moves.
+
+
+def test_an_alias_is_resolved_to_what_it_was_moved_to(store: Store) -> None:
+    move = move_alias(store, CANARY, 2, reason="try it")
+    assert (move.before, move.after.number) == (None, 2)
+    assert Store(store.root).resolve("vector/brevity:canary") == store.resolve("vector/brevity@2")
+    moved = move_alias(store, CANARY, 4)
+    assert moved.before is not None
+    assert (moved.before.number, at(store)) == (2, 4)
+    assert {name: ref.target.number for name, ref in store.aliases("vector", "brevity").items()} == {"canary": 4}
+
+
+def test_a_move_that_expects_another_version_is_a_conflict_and_moves_nothing(store: Store) -> None:
+    move_alias(store, CANARY, 2, expect=0)
+    for expect in (0, 1, 3):
+        with pytest.raises(ConflictError, match=f"at version 2, not at {expect} as expected; nothing was moved"):
+            move_alias(store, CANARY, 4, expect=expect)
+    with pytest.raises(ConflictError, match="is not there, not at 3"):
+        move_alias(store, Reference("vector", "brevity", alias="other"), 4, expect=3)
+    assert at(store) == 2
+    assert move_alias(store, CANARY, 4, expect=2).after.number == 4
+
+
+def test_an_alias_of_nothing_or_to_nothing_is_refused(store: Store) -> None:
+    with pytest.raises(UnknownNameError, match="No version 'vector/brevity@9'"):
+        move_alias(store, CANARY, 9)
+    with pytest.raises(UnknownNameError, match=r"No vector 'brevty'\. Did you mean 'brevity'"):
+        move_alias(store, Reference("vector", "brevty", alias="canary"), 1)
+    with pytest.raises(InputError, match="names no alias"):
+        parse_alias("vector/brevity@2")
+    move_alias(store, CANARY, 2)
+    with pytest.raises(UnknownNameError, match="called 'cnary'"):
+        store.resolve("vector/brevity:cnary")
+
+
+def test_a_version_whose_files_are_gone_is_not_moved_to(store: Store) -> None:
+    move_alias(store, CANARY, 1)
+    path = store.object_path(store.resolve("vector/brevity@2").manifest["config"]["digest"])
+    raw = path.read_bytes()
+    path.unlink()
+    with pytest.raises(IntegrityError, match=r"Nothing was moved\. Fetch it back"):
+        move_alias(store, CANARY, 2)
+    assert at(store) == 1
+    path.write_bytes(raw)
+
+
+def test_the_journal_says_who_moved_what_when_why_and_on_which_evidence(store: Store) -> None:
+    verdict = judge(store, store.resolve("vector/brevity@2"), True)
+    move_alias(store, STABLE, 2, reason="passed everything")
+    event = next(event for event in read_chain(store.root / "journal").settled if event.act == "alias")
+    said = event.fields
+    assert (said["alias"], said["from"], said["to"]["v"]) == ("vector/brevity:stable", None, 2)
+    assert said["evidence"] == {"verdict": verdict.reference, "manifest": verdict.digest, "passed": True}
+    assert said["reason"] == "passed everything"
+    assert said["actor"]
+    assert said["time"].endswith("Z")
+
+
+# Policy.
+
+
+def test_a_protected_alias_takes_only_what_has_a_passing_verdict(store: Store) -> None:
+    with pytest.raises(PolicyError, match=r"protected.*no verdict is on it\. Nothing was moved"):
+        move_alias(store, STABLE, 2)
+    judge(store, store.resolve("vector/brevity@2"), False)
+    with pytest.raises(PolicyError, match=r"verdict/brevity@1, did not pass"):
+        move_alias(store, STABLE, 2)
+    judge(store, store.resolve("vector/brevity@2"), True, name="another-name")
+    move_alias(store, STABLE, 2)
+    assert at(store, STABLE) == 2
+
+
+def test_the_newest_verdict_decides(store: Store) -> None:
+    version = store.resolve("vector/brevity@2")
+    judge(store, version, True)
+    judge(store, version, False)
+    with pytest.raises(PolicyError, match="verdict/brevity@2, did not pass"):
+        move_alias(store, STABLE, 2)
+
+
+@pytest.mark.parametrize("role", ["test", "pairs"])
+def test_a_verdict_that_only_mentions_the_version_is_no_evidence(store: Store, role: str) -> None:
+    judge(store, store.resolve("vector/brevity@2"), True, role=role)
+    with pytest.raises(PolicyError, match="no verdict"):
+        move_alias(store, STABLE, 2)
+
+
+def test_force_needs_a_reason_and_is_journaled_with_it(store: Store) -> None:
+    with pytest.raises(InputError, match="--force needs a --reason"):
+        move_alias(store, STABLE, 2, force=True, reason=" ")
+    move_alias(store, STABLE, 2, force=True, reason="the demo is in an hour")
+    event = read_chain(store.root / "journal").settled[-1]
+    assert (event.fields["forced"], event.fields["reason"]) == (True, "the demo is in an hour")
+
+
+def test_the_list_of_protected_aliases_is_the_owners(store: Store) -> None:
+    (store.root / "policy.json").write_text('{"protected": ["canary"]}')
+    move_alias(store, STABLE, 1)
+    with pytest.raises(PolicyError):
+        move_alias(store, CANARY, 1)
+    (store.root / "policy.json").write_text('{"protected": "stable"}')
+    with pytest.raises(IntegrityError, match=r"policy\.json' is not of the form"):
+        move_alias(store, STABLE, 1)
+    (store.root / "policy.json").unlink()
+
+
+# Roll back.
+
+
+def test_one_step_back_is_what_was_there_before(store: Store) -> None:
+    moves(store, 1, 2, 5)
+    move = roll_back(store, CANARY, reason="it talks too much")
+    assert move.before is not None
+    assert (move.before.number, move.after.number, at(store)) == (5, 2, 2)
+    event = read_chain(store.root / "journal").settled[-1]
+    assert (event.act, event.fields["reason"], event.fields["steps"]) == ("rollback", "it talks too much", 1)
+
+
+def test_two_roll_backs_go_back_two_moves_and_a_move_goes_on_from_there(store: Store) -> None:
+    moves(store, 1, 2, 3, 4)
+    roll_back(store, CANARY)
+    assert roll_back(store, CANARY).after.number == 2
+    moves(store, 5)
+    assert roll_back(store, CANARY).after.number == 2
+    assert roll_back(store, CANARY).after.number == 1
+    with pytest.raises(InputError, match=r"cannot go back 1 \(it was nowhere before\). It was not moved"):
+        roll_back(store, CANARY)
+    assert at(store) == 1
+
+
+def test_several_steps_or_a_version_by_its_number(store: Store) -> None:
+    moves(store, 1, 2, 3, 2, 4)
+    assert roll_back(store, CANARY, steps=3).after.number == 2
+    moves(store, 5)
+    assert roll_back(store, CANARY, to=1).after.number == 1
+    with pytest.raises(InputError, match="was not at version 3"):
+        roll_back(store, CANARY, to=3)
+    for steps in (0, -1, 7):
+        with pytest.raises(InputError):
+            roll_back(store, CANARY, steps=steps)
+
+
+def test_a_roll_back_asks_for_no_verdict_and_repeats_the_evidence_of_then(store: Store) -> None:
+    for number in (1, 2):
+        judge(store, store.resolve(f"vector/brevity@{number}"), True)
+        move_alias(store, STABLE, number)
+    judge(store, store.resolve("vector/brevity@1"), False)
+    move = roll_back(store, STABLE)
+    assert (at(store, STABLE), move.evidence) == (1, move.evidence)
+    assert move.evidence is not None
+    assert move.evidence["verdict"] == "verdict/brevity@1"
+
+
+def test_a_roll_back_of_what_is_not_there_names_what_is(store: Store) -> None:
+    moves(store, 1)
+    with pytest.raises(UnknownNameError, match="Did you mean 'vector/brevity:canary'"):
+        roll_back(store, Reference("vector", "brevity", alias="canry"))
+
+
+def test_a_roll_back_to_a_deleted_version_is_refused_with_its_reason(store: Store) -> None:
+    moves(store, 1, 2)
+    delete(store, Reference("vector", "brevity", 1), "holds private data")
+    with pytest.raises(UnknownNameError, match="holds private data"):
+        roll_back(store, CANARY)
+    assert at(store) == 2
+
+
+def test_a_roll_back_does_not_guess_what_a_damaged_journal_hides(store: Store) -> None:
+    moves(store, 1, 2, 3)
+    path = store.root / "journal" / "events.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+
+    def damage(number: int) -> None:
+        damaged = list(lines)
+        damaged[number] = lines[number].replace(b'"reason":""', b'"reason":"changed"')
+        path.write_bytes(b"".join(damaged))
+
+    damage(-2)  # the last move: what was before 3 is not certain
+    with pytest.raises(IntegrityError, match=r"stays at version 3. Name the version: engrain registry alias vector"):
+        roll_back(store, CANARY)
+    damage(-4)  # the one before: one step back is certain, two are not
+    with pytest.raises(InputError, match=r"cannot go back 2 \(it was at: 2\)"):
+        roll_back(store, CANARY, steps=2)
+    assert roll_back(store, CANARY).after.number == 2
+    assert len(audit(store).problems) == 1
+    (said,) = repair(store, audit(store).problems, None)
+    assert "line 14 is damaged" in said
+
+
+class Server:
+    """A deployment that fails where it is told to."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails = fails
+        self.done: list[str] = []
+
+    def _do(self, step: str, version: Version) -> None:
+        self.done.append(f"{step} {version.number}")
+        if step == self.fails:
+            raise RuntimeError("out of memory")
+
+    def prepare(self, version: Version) -> None:
+        self._do("prepare", version)
+
+    def switch(self, version: Version) -> None:
+        self._do("switch", version)
+
+    def confirm(self, version: Version) -> None:
+        self._do("confirm", version)
+
+
+def test_a_roll_back_is_prepared_switched_and_confirmed(store: Store) -> None:
+    moves(store, 1, 2)
+    server = Server()
+    roll_back(store, CANARY, live=server)
+    assert server.done == ["prepare 1", "switch 1", "confirm 1"]
+
+
+@pytest.mark.parametrize("step", ["prepare", "switch", "confirm"])
+def test_a_step_that_fails_leaves_the_alias_where_it_was(store: Store, step: str) -> None:
+    moves(store, 1, 2)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        roll_back(store, CANARY, live=Server(step))
+    assert at(store) == 2
+    with pytest.raises(RuntimeError, match="out of memory"):
+        move_alias(store, Reference("vector", "brevity", alias="new"), 1, live=Server(step))
+    assert list(store.aliases("vector", "brevity")) == ["canary"]
+    assert roll_back(store, CANARY).after.number == 1
+
+
+# The journal.
+
+
+def test_a_registry_of_the_first_format_opens_and_gains_its_journal_at_the_first_write(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "tests" / "data" / "v1" / "registry", tmp_path / "home")
+    store = Store(tmp_path / "home")
+    assert [version.config["text"] for version in store.versions("vector", "brevity")] == ["one", "two"]
+    assert store.resolve("vector/brevity@1").parents[0].digest == store.resolve("dataset/brevity").digest
+    assert store.resolve("verdict/brevity").config["passed"] is True
+    assert audit(store).problems == []
+    assert not (store.root / "journal").exists()
+    move_alias(store, STABLE, 2)
+    assert [event.act for event in read_chain(store.root / "journal").settled] == ["adopt", "alias"]
+    assert audit(store).problems == []
+    history = store.history("vector", "brevity").path
+    history.write_bytes(history.read_bytes().replace(b"alice", b"mallo"))
+    assert {problem.path for problem in audit(store).problems} == {history}
+
+
+def test_a_torn_last_line_is_passed_over_and_removed(store: Store) -> None:
+    moves(store, 1)
+    path = store.root / "journal" / "events.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"act":"ali')
+    assert at(store) == 1
+    assert audit(store).problems == []
+    moves(store, 2)
+    assert path.read_bytes().startswith(whole + b'{"act":"alias"')
+
+
+def test_a_clock_that_goes_backwards_is_remarked_and_changes_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves(store, 1, 2)
+    monkeypatch.setattr("engrain.registry.journal.now", lambda: "1999-01-01T00:00:00.000000Z")
+    moves(store, 3)
+    report = audit(store)
+    assert report.passed
+    assert any("clock went backwards" in remark and "nothing is wrong" in remark for remark in report.remarks)
+    assert roll_back(store, CANARY).after.number == 2
+
+
+def test_writers_without_a_lock_that_works_never_write_over_each_other(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves(store, 1)
+    # Another writer comes in between; the lock does not keep it out.
+    with store.writing() as late:
+        raw = (store.root / "journal" / "events.jsonl").read_bytes()
+        late.commit(late.begin("gc", files=0, size=0))
+        late._seq, late._size = late._seq - 2, len(raw)
+        with pytest.raises(ConflictError, match="was written by somebody else meanwhile; nothing is lost"):
+            late.begin("gc", files=0, size=0)
+    moves(store, 2)
+    assert at(store) == 2
+
+
+def test_an_empty_alias_file_is_named_and_written_again(store: Store) -> None:
+    moves(store, 1, 2)
+    path = store.root / "refs" / "vector" / "brevity" / "canary"
+    path.chmod(0o644)
+    path.write_bytes(b"")
+    with pytest.raises(IntegrityError, match=r"canary' is damaged. The versions are safe"):
+        store.resolve(CANARY)
+    assert store.resolve("vector/brevity").number == 5
+    report = audit(store)
+    assert [problem.path for problem in report.problems] == [path]
+    assert repair(store, report.problems, None) == [f"'{path}' was written again from the journal."]
+    assert at(store) == 2
+
+
+def test_killed_processes_lose_nothing_and_changed_bytes_are_found() -> None:
+    for what, count in (("kill", 100), ("flip", 300)):
+        command = [sys.executable, "-m", "benchmarks.registry_faults", what, "--count", str(count), "--dry"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        assert f"{count} injections, 0 problems" in done.stdout
+
+
+def test_processes_that_publish_and_move_at_once_leave_no_gap_and_no_duplicate(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.registry_writers", "--processes", "4", "--publishes", "15", "--dry"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    assert json.loads(done.stdout)["versions"] == 60
