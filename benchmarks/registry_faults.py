@@ -129,9 +129,11 @@ def kills(count: int, folder: Path) -> Iterator[str]:
         shutil.copytree(base.root, root)
         child = os.fork()
         if child == 0:
-            kill_at(step, when)
-            ACTS[act](Store(root))
-            os._exit(0)
+            try:
+                kill_at(step, when)
+                ACTS[act](Store(root))
+            finally:
+                os._exit(0)
         status = os.waitpid(child, 0)[1]
         if not os.WIFSIGNALED(status):
             yield f"{act}, step {step}: was not killed"
@@ -139,7 +141,6 @@ def kills(count: int, folder: Path) -> Iterator[str]:
             yield from (f"{act}, step {step} {when}: {problem}" for problem in reopen(Store(root), act, before))
         except Exception as error:
             yield f"{act}, step {step} {when}: {type(error).__name__}: {error}"
-        shutil.rmtree(root)
 
 
 def steps(base: Store, act: str, folder: Path) -> list[tuple[int, str]]:
@@ -160,7 +161,6 @@ def steps(base: Store, act: str, folder: Path) -> list[tuple[int, str]]:
     with open(reader, "rb") as stream:
         names: list[str] = json.loads(stream.read())
     os.waitpid(child, 0)
-    shutil.rmtree(root)
     found = [(step, "before") for step in range(1, len(names) + 1)]
     return found + [(step, "half") for step, name in enumerate(names, 1) if name == "write"]
 

@@ -14,6 +14,7 @@ from engrain.plugins.behavior import Behavior
 
 if TYPE_CHECKING:
     from engrain.core.scorer import Scorer
+    from engrain.registry.remote import Remote
 
 OWN = "engrain"
 
@@ -133,6 +134,17 @@ class Plugins:
         """
         found: spec.ReadImport = self._one("importer of files that end in", "register_importers", suffix)
         return found
+
+    def remote(self, where: str) -> "Remote":
+        """Open a remote of the registry: ``SCHEME://...``, else a folder.
+
+        Raises:
+            UnknownNameError: nothing opens that scheme.
+            InputError: it cannot be opened.
+        """
+        scheme = where.partition("://")[0] if "://" in where else "folder"
+        opener: spec.OpenRemote = self._one("kind of remote", "register_remotes", scheme)
+        return opener(where)
 
     def commands(self) -> dict[str, tuple[spec.LoadCommand, Origin]]:
         """Return what loads each command, by the command's name."""

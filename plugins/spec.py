@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from engrain.plugins.behavior import Behavior
     from engrain.plugins.export import Export
     from engrain.plugins.source import ModelFiles
+    from engrain.registry.remote import Remote
 
 PROJECT = "engrain"
 
@@ -113,6 +114,18 @@ class RegisterCommand(Protocol):
     def __call__(self, name: str, load: LoadCommand) -> None: ...
 
 
+class OpenRemote(Protocol):
+    """Returns the remote that ``where`` names, as a person wrote it."""
+
+    def __call__(self, where: str, /) -> "Remote": ...
+
+
+class RegisterRemote(Protocol):
+    """Takes in what opens the remotes ``SCHEME://...``; the scheme ``folder`` is what has none."""
+
+    def __call__(self, scheme: str, open_remote: OpenRemote) -> None: ...
+
+
 @hookspec
 def register_behaviors(register: RegisterBehavior) -> None:
     """Add behaviors; called when behaviors are listed or looked up."""
@@ -146,6 +159,11 @@ def register_exporters(register: RegisterExporter) -> None:
 @hookspec
 def register_importers(register: RegisterImporter) -> None:
     """Add kinds of files to import from; called when something is imported."""
+
+
+@hookspec
+def register_remotes(register: RegisterRemote) -> None:
+    """Add remotes of the registry; called when something is pushed, pulled or repaired."""
 
 
 @hookspec

@@ -18,7 +18,13 @@ def delete(store: Store, reference: Reference, reason: str) -> None:
         raise InputError(f"'{reference}' does not say which version; write KIND/NAME@VERSION.")
     if not reason.strip():
         raise InputError(f"Why is '{reference}' deleted? Give a --reason: the journal keeps it.")
+    bury(store, reference, reason)
+
+
+def bury(store: Store, reference: Reference, reason: str) -> None:
+    """Put the tombstone; as `delete`, with a number and a reason that are known to be there."""
     kind, name, number = reference.kind, reference.name, reference.version
+    assert number is not None
     with store.writing() as journal:
         line = store.line(reference)
         for alias in aliases(store.root, kind, name):
