@@ -4,11 +4,11 @@ Whatever is interrupted goes on where it was: objects that are there are not sen
 when all of its objects are there. What arrives is hashed.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engrain.core.errors import ConflictError, InputError, IntegrityError, PolicyError
+from engrain.core.errors import ConflictError, InputError, IntegrityError, PolicyError, UnknownNameError
 from engrain.registry.alias import move_alias
 from engrain.registry.blob import chunks, is_whole, make_folder, measure, write_pieces
 from engrain.registry.delete import bury
@@ -20,7 +20,9 @@ from engrain.registry.remote import Remote
 from engrain.registry.sealed import unseal
 from engrain.registry.state import replay
 from engrain.registry.store import Store, writing_to
+from engrain.registry.tensors import SAFETENSORS_TYPE, check_header, refuse_pickle
 
+_SMALL = 16 << 20  # bytes: no manifest, statement or record has as many
 _DAMAGED = "The remote's copy is damaged; nothing was taken from it. Push it again from a registry that has it."
 
 
@@ -81,7 +83,7 @@ def push(store: Store, remote: Remote, names: Sequence[Reference] = (), progress
             if key not in listed and remote.put(key, raw):
                 done.versions.append(reference)
             else:
-                _same(b"".join(remote.get(key) or ()), line, reference, remote)
+                _same(_small(remote, key) or b"", line, reference, remote)
             if deleted:
                 remote.put(f"names/{name}/tombstones/{line.number}", stone.read_bytes())
         _push_aliases(store, remote, name, done)
@@ -98,16 +100,15 @@ def pull(store: Store, remote: Remote, names: Sequence[Reference] = (), progress
         progress: is called with the reference of every version that is new here.
 
     Raises:
-        InputError: the remote cannot be read, or has no such name.
+        InputError: the remote cannot be read.
+        UnknownNameError: it has no such name.
         ConflictError: this registry has another version under the same number.
         IntegrityError: something there is damaged; it is not taken.
     """
     done = Transfer()
     for name, numbers in _offered(remote, names).items():
         if sorted(numbers) != list(range(1, len(numbers) + 1)):
-            raise IntegrityError(
-                f"'{remote.where}' lacks versions of '{name}': it has {sorted(numbers)}. Push it again."
-            )
+            raise IntegrityError(f"'{remote.where}' lacks versions of '{name}'. Push it again from where they are.")
         for number in sorted(numbers):
             _pull_version(store, remote, Reference(name.kind, name.name, number), done, progress)
         _pull_aliases(store, remote, name, done)
@@ -171,20 +172,42 @@ def _push_aliases(store: Store, remote: Remote, name: Reference, done: Transfer)
         if ref is None:
             continue
         key = f"refs/{name}/{alias.alias}"
-        pieces = remote.get(key)
-        old = None if pieces is None else b"".join(pieces)
+        old = _small(remote, key)
         if old is not None:
-            target = Target.from_json(unseal(old, f"'{key}' in '{remote.where}'", _DAMAGED))
+            target = _target(old, key, remote)
             if target == ref.target:
                 continue
             if str(alias) not in tracks or target not in tracks[str(alias)].every:
                 done.remarks.append(
-                    f"'{alias}' is at version {target.number} there and was left alone: it never was here."
+                    f"'{alias}' was left alone: it is at {target.number} there, where it never was here."
                 )
                 continue
         if not remote.swap(key, ref_path(store.root, alias).read_bytes(), old):
             raise ConflictError(f"'{alias}' was moved in '{remote.where}' meanwhile; it was left alone. Push again.")
         done.aliases.append(str(alias))
+
+
+def _target(raw: bytes, key: str, remote: Remote) -> Target:
+    where = f"'{key}' in '{remote.where}'"
+    try:
+        return Target.from_json(unseal(raw, where, _DAMAGED))
+    except (InputError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{where} is no alias. {_DAMAGED}") from error
+
+
+def _small(remote: Remote, key: str) -> bytes | None:
+    """Return a record of a remote, or None when there is none."""
+    pieces = remote.get(key)
+    return None if pieces is None else b"".join(_at_most(_SMALL, pieces, f"'{key}' in '{remote.where}'"))
+
+
+def _at_most(size: int, pieces: Iterable[bytes], where: str) -> Iterator[bytes]:
+    total = 0
+    for piece in pieces:
+        total += len(piece)
+        if total > size:
+            raise IntegrityError(f"{where} has more than {size} bytes. {_DAMAGED}")
+        yield piece
 
 
 def _offered(remote: Remote, names: Sequence[Reference]) -> dict[Reference, set[int]]:
@@ -194,10 +217,10 @@ def _offered(remote: Remote, names: Sequence[Reference]) -> dict[Reference, set[
         if what == "versions" and kind in KINDS:
             found.setdefault(Reference(kind, name), set()).add(int(number))
     wanted = [Reference(name.kind, name.name) for name in names]
-    for name in wanted:
-        if name not in found:
-            raise InputError(f"'{remote.where}' has no '{name}'. It has: {', '.join(map(str, found)) or 'nothing'}.")
-    return {name: found[name] for name in wanted or sorted(found, key=str)}
+    for one in wanted:
+        if one not in found:
+            raise UnknownNameError(f"name in '{remote.where}' called", str(one), map(str, found))
+    return {one: found[one] for one in wanted or sorted(found, key=str)}
 
 
 def _pull_version(
@@ -206,10 +229,9 @@ def _pull_version(
     kind, name, number = reference.kind, reference.name, reference.version
     assert number is not None
     key = f"names/{kind}/{name}/versions/{number}"
-    raw = b"".join(remote.get(key) or ())
     where = f"'{key}' in '{remote.where}'"
     try:
-        line = VersionLine.from_fields(unseal(raw, where, _DAMAGED), number)
+        line = VersionLine.from_fields(unseal(_small(remote, key) or b"", where, _DAMAGED), number)
     except ValueError as error:
         raise IntegrityError(f"{where} is not the line of that version. {_DAMAGED}") from error
     history = store.history(kind, name)
@@ -220,14 +242,12 @@ def _pull_version(
     else:
         if progress is not None:
             progress(str(reference))
-        pieces = remote.get(f"names/{kind}/{name}/tombstones/{number}")
-        stone = None if pieces is None else unseal(b"".join(pieces), f"The tombstone of {where}", _DAMAGED)
-        _take(store, remote, line, kind, stone is not None, done)
+        deleted = _small(remote, f"names/{kind}/{name}/tombstones/{number}") is not None
+        _take(store, remote, line, kind, deleted, done)
         with store.writing() as journal:
             if len(store.history(kind, name).raw_lines()) + 1 != number:
                 raise ConflictError(f"'{kind}/{name}' was published to meanwhile; nothing is lost. Pull again.")
-            if stone is None:
-                _take(store, remote, line, kind, False, Transfer())  # again, now that no `gc` can be at it
+            _take(store, remote, line, kind, deleted, Transfer())  # again, now that no `gc` can be at it
             store.add_line(journal, kind, name, line.fields, remote=remote.where)
         done.versions.append(str(reference))
     _pull_tombstone(store, remote, reference)
@@ -239,14 +259,17 @@ def _take(store: Store, remote: Remote, line: VersionLine, kind: str, deleted: b
     if not _fetch(store, remote, path, None, done):
         if deleted:
             return
-        raise IntegrityError(f"'{remote.where}' lacks the manifest {line.digest}. Push it again from where it is.")
+        raise IntegrityError(f"'{remote.where}' lacks the manifest {line.digest}. Push it again.")
     manifest = store.read_manifest(line.digest, kind)
     for layer in (manifest["config"], *manifest["layers"]):
         blob = store.object_path(layer["digest"])
         if not _fetch(store, remote, blob, layer["size"], done) and not deleted:
-            raise IntegrityError(
-                f"'{remote.where}' lacks the object {layer['digest']}. Push it again from where it is."
-            )
+            raise IntegrityError(f"'{remote.where}' lacks the object {layer['digest']}. Push it again.")
+        if blob.exists():
+            where = f"'{layer['digest']}' in '{remote.where}'"
+            refuse_pickle("", blob, where)
+            if layer["mediaType"] == SAFETENSORS_TYPE:
+                check_header(blob, where)
     if line.provenance is not None:
         _fetch(store, remote, store.object_path(line.provenance), None, done)
 
@@ -259,6 +282,7 @@ def _fetch(store: Store, remote: Remote, path: Path, size: int | None, done: Tra
     pieces = remote.get(key)
     if pieces is None:
         return False
+    pieces = _at_most(_SMALL if size is None else size, pieces, f"'{key}' in '{remote.where}'")
     digest = f"sha256:{path.parent.name}{path.name}"
     with writing_to(store.root):
         store.found()
@@ -274,16 +298,15 @@ def _pull_tombstone(store: Store, remote: Remote, reference: Reference) -> None:
     assert number is not None
     key = f"names/{reference.kind}/{reference.name}/tombstones/{number}"
     folder = store.history(reference.kind, reference.name).folder
-    if read_tombstone(folder, number) is None and (pieces := remote.get(key)) is not None:
-        said = unseal(b"".join(pieces), f"'{key}' in '{remote.where}'", _DAMAGED)
-        bury(store, reference, str(said["reason"]))
+    if read_tombstone(folder, number) is None and (raw := _small(remote, key)) is not None:
+        said = unseal(raw, f"'{key}' in '{remote.where}'", _DAMAGED)
+        bury(store, reference, str(said.get("reason")))
 
 
 def _pull_aliases(store: Store, remote: Remote, name: Reference, done: Transfer) -> None:
     for key, _ in remote.list(f"refs/{name}/"):
         alias = Reference(name.kind, name.name, alias=key.rpartition("/")[2])
-        fields = unseal(b"".join(remote.get(key) or ()), f"'{key}' in '{remote.where}'", _DAMAGED)
-        target = Target.from_json(fields)
+        target = _target(_small(remote, key) or b"", key, remote)
         ref = store.ref(alias)
         if ref is not None:
             if ref.target != target:
