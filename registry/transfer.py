@@ -58,7 +58,7 @@ def push(store: Store, remote: Remote, names: Sequence[Reference] = (), progress
         store: from where.
         remote: to where.
         names: which; all when none are given.
-        progress: is called with the reference of every version.
+        progress: is called with the reference of every version that is new there.
 
     Raises:
         InputError: the remote cannot be written, or does not keep two writers apart.
@@ -73,8 +73,6 @@ def push(store: Store, remote: Remote, names: Sequence[Reference] = (), progress
         history = store.history(name.kind, name.name)
         for line, raw in zip(history.lines(), history.raw_lines(), strict=False):
             reference = str(Reference(name.kind, name.name, line.number))
-            if progress is not None:
-                progress(reference)
             stone = tombstone_path(history.folder, line.number)
             deleted = stone.exists()
             for path, size in _objects(store, line, name.kind, deleted):
@@ -82,6 +80,8 @@ def push(store: Store, remote: Remote, names: Sequence[Reference] = (), progress
             key = f"names/{name}/versions/{line.number}"
             if key not in listed and remote.put(key, raw):
                 done.versions.append(reference)
+                if progress is not None:
+                    progress(reference)
             else:
                 _same(_small(remote, key) or b"", line, reference, remote)
             if deleted:
@@ -106,11 +106,14 @@ def pull(store: Store, remote: Remote, names: Sequence[Reference] = (), progress
         IntegrityError: something there is damaged; it is not taken.
     """
     done = Transfer()
-    for name, numbers in _offered(remote, names).items():
+    offered = _offered(remote, names)
+    for name, numbers in offered.items():
         if sorted(numbers) != list(range(1, len(numbers) + 1)):
             raise IntegrityError(f"'{remote.where}' lacks versions of '{name}'. Push it again from where they are.")
         for number in sorted(numbers):
             _pull_version(store, remote, Reference(name.kind, name.name, number), done, progress)
+    # Last, when the verdicts that a protected alias asks for are there.
+    for name in offered:
         _pull_aliases(store, remote, name, done)
     return done
 
@@ -178,9 +181,7 @@ def _push_aliases(store: Store, remote: Remote, name: Reference, done: Transfer)
             if target == ref.target:
                 continue
             if str(alias) not in tracks or target not in tracks[str(alias)].every:
-                done.remarks.append(
-                    f"'{alias}' was left alone: it is at {target.number} there, where it never was here."
-                )
+                done.remarks.append(f"'{alias}' was left alone: at {target.number} there, it never was so here.")
                 continue
         if not remote.swap(key, ref_path(store.root, alias).read_bytes(), old):
             raise ConflictError(f"'{alias}' was moved in '{remote.where}' meanwhile; it was left alone. Push again.")

@@ -21,6 +21,7 @@ NAMES = (
     "import",
     "new",
     "pairs",
+    "registry",
     "verify",
 )
 
