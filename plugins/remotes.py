@@ -11,7 +11,7 @@ from engrain.registry.remote import FolderRemote, Remote
 def register_remotes(register: RegisterRemote) -> None:
     """A folder for what has no scheme; the schemes of obstore for the rest."""
     register("folder", open_folder)
-    for scheme in ("s3", "gs", "az", "memory"):
+    for scheme in ("s3", "gs", "az"):
         register(scheme, ObjectRemote)
 
 

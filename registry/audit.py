@@ -245,7 +245,7 @@ def _check_versions(store: Store, damaged: dict[Path, str], report: Report) -> N
             paths = [store.manifest_path(line.digest)]
             paths += [store.object_path(line.provenance)] if line.provenance is not None else []
             if paths[0] not in damaged and paths[0].exists():
-                paths += _blobs(store, line.digest, kind, reference, report)
+                paths += _blobs(store, line.digest, kind, reference, damaged, report)
             for path in paths:
                 if path in damaged:
                     uses[path].append(reference)
@@ -264,7 +264,9 @@ def _lines(history: History) -> list[bytes]:
         return []  # named before
 
 
-def _blobs(store: Store, digest: str, kind: str, reference: str, report: Report) -> Iterator[Path]:
+def _blobs(
+    store: Store, digest: str, kind: str, reference: str, damaged: dict[Path, str], report: Report
+) -> Iterator[Path]:
     path = store.manifest_path(digest)
     try:
         manifest = store.read_manifest(digest, kind)
@@ -273,14 +275,16 @@ def _blobs(store: Store, digest: str, kind: str, reference: str, report: Report)
         return
     for layer in (manifest["config"], *manifest["layers"]):
         blob = store.object_path(layer["digest"])
-        if blob.exists() and not blob.is_symlink() and blob.stat().st_size != layer["size"]:
+        yield blob
+        if blob in damaged or not blob.exists():
+            continue
+        if blob.stat().st_size != layer["size"]:
             report.problems.append(Problem(path, f"gives a wrong size for {layer['digest']}", None, (reference,)))
-        if layer["mediaType"] == SAFETENSORS_TYPE and blob.exists():
+        if layer["mediaType"] == SAFETENSORS_TYPE:
             try:
                 check_header(blob, f"'{blob}'")
             except InputError as error:
                 report.problems.append(Problem(blob, str(error), None, (reference,)))
-        yield blob
 
 
 def _digest(path: Path) -> str:
