@@ -10,6 +10,10 @@ PARTS = (
     ["overhead"],
     ["startup"],
     ["apollo"],
+    ["registry_speed"],
+    ["registry_writers"],
+    ["registry_faults", "kill"],
+    ["registry_faults", "flip"],
 )
 
 

@@ -1,7 +1,7 @@
 """What is about to be published: its blobs, described and measured, and the manifest that names them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from engrain.registry.manifest import (
 from engrain.registry.reference import Reference
 from engrain.registry.tensors import SAFETENSORS_TYPE, check_header, refuse_pickle
 
-_PROVENANCE_TYPE = "application/vnd.in-toto+json"
+_STATEMENT_TYPE = "application/vnd.in-toto+json"
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Package:
     raw: bytes
     blobs: tuple[tuple[dict[str, Any], bytes | Path], ...]
 
+    def with_statement(self, statement: bytes) -> "Package":
+        """Return it with a statement that is stored beside it; its digest is the same."""
+        return replace(self, blobs=(*self.blobs, (describe(statement, _STATEMENT_TYPE), statement)))
+
 
 def pack(
     kind: str,
@@ -46,7 +50,6 @@ def pack(
     files: Mapping[str, bytes | Path],
     parents: Sequence[Parent],
     media_types: Mapping[str, str],
-    provenance: bytes | None,
 ) -> Package:
     """Measure what is to be published; see `Store.publish` for the arguments.
 
@@ -80,6 +83,4 @@ def pack(
         manifest["annotations"] = {PARENTS_KEY: listed.decode()}
     raw = canonical(manifest, what)
     blobs.insert(0, (config_layer, raw_config))
-    if provenance is not None:
-        blobs.append((describe(provenance, _PROVENANCE_TYPE), provenance))
     return Package(sha256(raw), raw, tuple(blobs))

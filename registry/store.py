@@ -57,6 +57,7 @@ from engrain.registry.journal import Writer, actor, now
 from engrain.registry.manifest import Parent, VersionLine, check_manifest, parse_object
 from engrain.registry.mark import Ref, aliases, read_ref, read_tombstone
 from engrain.registry.package import Package, pack
+from engrain.registry.provenance import Provenance
 from engrain.registry.recovery import found_registry, settle
 from engrain.registry.reference import KINDS, NAME, Reference, check_kind
 from engrain.registry.version import REHASH_LIMIT, Version
@@ -94,7 +95,7 @@ class Store:
         files: Mapping[str, bytes | Path],
         parents: Sequence[Parent] = (),
         media_types: Mapping[str, str] | None = None,
-        provenance: bytes | None = None,
+        provenance: Provenance | None = None,
     ) -> Version:
         """Store a version under the next number; content equal to the highest version's is that version.
 
@@ -105,15 +106,18 @@ class Store:
             files: title to bytes or to a regular file; titles are file names of letters, digits and ``._-``.
             parents: what it was made from; their order means nothing.
             media_types: title to media type; ``application/octet-stream`` for titles that are not in it.
-            provenance: a statement on how it was made, kept beside the version and not part of its digest.
+            provenance: how it was made, kept beside the version and no part of its digest.
 
         Raises:
             UnknownNameError: no such kind, or a media type for a file that is not there.
             InputError: an argument breaks its rule, a file is a pickle, cannot be read or changes while it is read.
         """
-        package = pack(kind, name, config, files, parents, media_types or {}, provenance)
+        package = pack(kind, name, config, files, parents, media_types or {})
         if (same := self._highest_is(kind, name, package.digest)) is not None:
             return self._version(kind, name, same)
+        statement = None if provenance is None else provenance.statement(f"{kind}/{name}", package.digest)
+        if statement is not None:
+            package = package.with_statement(statement)
         with writing_to(self.root):
             self.found()
             self.put(package, rehash=True)
@@ -123,7 +127,7 @@ class Store:
                 self.put(package)  # again, now that no `gc` can be at it: only what is missing is written
                 history = self.history(kind, name)
                 fields = {"v": len(history.raw_lines()) + 1, "manifest": package.digest, "time": now()}
-                fields |= {"actor": actor()} | ({"provenance": sha256(provenance)} if provenance is not None else {})
+                fields |= {"actor": actor()} | ({} if statement is None else {"provenance": sha256(statement)})
                 line = self.add_line(journal, kind, name, fields)
         return self._version(kind, name, line)
 

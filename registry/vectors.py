@@ -12,6 +12,7 @@ from engrain.core.errors import InputError, ProfileError, StrengthError
 from engrain.core.model import SteerableModel
 from engrain.core.vector import SteeringVector
 from engrain.core.verdict import Verdict
+from engrain.registry.provenance import Provenance
 from engrain.registry.store import Parent, Store, Version
 
 if TYPE_CHECKING:
@@ -42,11 +43,12 @@ def read_pairs(store: Store, version: Version) -> PairSet:
             f"'{version.reference}' does not record the pairs that it was made from; extract it again: "
             f"engrain extract --pairs FILE --name {version.name}."
         )
-    dataset = next((one for one in store.versions("dataset", version.name) if one.digest == digests[0]), None)
-    if dataset is None:
+    found = store.find(digests[0], ["dataset"])
+    if found is None:
         raise InputError(
             f"The pairs of '{version.reference}' ({digests[0]}) are not in the registry; extract it again."
         )
+    dataset = store.resolve(found)
     return replace(PairSet.read(dataset.path(_PAIRS)), source=dataset.reference)
 
 
@@ -68,7 +70,12 @@ def publish_verdict(
     types = {"verdict.json": "application/json"}
     if report is not None:
         files[REPORT], types[REPORT] = report, "text/html"
-    return store.publish("verdict", name, config=config, files=files, parents=parents, media_types=types)
+    judged = whole.get("judged") or {}
+    decided = {"layer": verdict.layer, "strength": verdict.strength, "judge": judged.get("judge")}
+    made = Provenance("verify", decided, {"verify": verdict.seed}, {one.role: one.digest for one in parents})
+    return store.publish(
+        "verdict", name, config=config, files=files, parents=parents, media_types=types, provenance=made
+    )
 
 
 def publish_vector(store: Store, name: str, vector: SteeringVector, parents: Sequence[Parent] = ()) -> Version:
@@ -82,7 +89,13 @@ def publish_vector(store: Store, name: str, vector: SteeringVector, parents: Seq
     """
     files = {_FILE: vector.to_safetensors()}
     types = {_FILE: "application/vnd.safetensors"}
-    return store.publish("vector", name, config=vector.manifest(), files=files, parents=parents, media_types=types)
+    config = vector.manifest()
+    decided = {key: config.get(key) for key in ("origin", "calibration", "model")}
+    act = "extract" if vector.calibration is None else "calibrate"
+    made = Provenance(act, decided, data={one.role: one.digest for one in parents})
+    return store.publish(
+        "vector", name, config=config, files=files, parents=parents, media_types=types, provenance=made
+    )
 
 
 def read_vector(store: Store, where: str) -> SteeringVector:

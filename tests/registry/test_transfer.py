@@ -1,5 +1,6 @@
 """Push and pull: a folder, memory and a real S3 server on loopback; resumed, hashed, never overwritten."""
 
+import json
 import os
 import shutil
 import socket
@@ -22,6 +23,7 @@ from engrain.registry.audit import audit
 from engrain.registry.delete import delete
 from engrain.registry.mark import Target, ref_record
 from engrain.registry.objects import ObjectRemote
+from engrain.registry.provenance import Provenance
 from engrain.registry.reference import Reference
 from engrain.registry.remote import FolderRemote, Remote
 from engrain.registry.repair import repair
@@ -29,6 +31,7 @@ from engrain.registry.sealed import seal
 from engrain.registry.store import Parent, Store, Version
 from engrain.registry.transfer import pull, push
 
+MADE = Provenance("extract", {"layers": "all"}, {"data": 0}, {"pairs": "sha256:" + "1" * 64})
 STABLE = Reference("vector", "brevity", alias="stable")
 CANARY = Reference("vector", "brevity", alias="canary")
 
@@ -41,7 +44,7 @@ def quick_sync(monkeypatch: pytest.MonkeyPatch) -> None:
 def publish(store: Store, number: int, kind: str = "vector", *parents: Parent) -> Version:
     config = {"number": number, "passed": True}
     files: dict[str, bytes | Path] = {} if kind == "verdict" else {"x.bin": f"content {number}".encode()}
-    return store.publish(kind, "brevity", config=config, files=files, parents=parents, provenance=b"{}")
+    return store.publish(kind, "brevity", config=config, files=files, parents=parents, provenance=MADE)
 
 
 @pytest.fixture
@@ -151,7 +154,8 @@ def test_what_was_pushed_is_pulled_with_numbers_digests_and_aliases(store: Store
         reference = f"vector/brevity@{number}"
         assert other.resolve(reference) == store.resolve(reference)
         assert other.resolve(reference).path("x.bin").read_bytes() == f"content {number}".encode()
-        assert other.read(other.resolve(reference).provenance or "") == b"{}"
+        statement = json.loads(other.read(other.resolve(reference).provenance or ""))
+        assert statement["subject"][0]["digest"]["sha256"] == other.resolve(reference).digest[7:]
     assert other.resolve(STABLE).number == 2
     with pytest.raises(UnknownNameError, match="holds private data"):
         other.resolve("vector/brevity@3")
@@ -168,7 +172,7 @@ def test_a_second_push_or_pull_copies_nothing_and_a_later_one_what_is_new(
     again = pull(other, remote)
     assert (again.objects, again.versions, again.aliases) == (0, [], [])
     publish(store, 4)
-    assert (push(store, remote).objects, pull(other, remote).versions) == (3, ["vector/brevity@4"])
+    assert (push(store, remote).objects, pull(other, remote).versions) == (4, ["vector/brevity@4"])
 
 
 def test_a_transfer_that_was_interrupted_goes_on_where_it_was(store: Store, other: Store, tmp_path: Path) -> None:
