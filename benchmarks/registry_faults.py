@@ -190,6 +190,11 @@ def reopen(store: Store, act: str, before: dict[str, object]) -> Iterator[str]:
     found = state(store)
     if found not in (before, after):
         yield f"neither before nor after: {found}"
+    twin = Store(store.root.with_name(f"{store.root.name}-twin"))
+    shutil.copytree(store.root, twin.root)
+    stable = found["stable"]
+    if stable != 1 and roll_back(twin, STABLE).after.number != {4: 2, 2: 1}[int(str(stable))]:
+        yield "the roll back after it goes elsewhere"
     version = publish(store, "next")
     if version.number != (6 if found != before and act == "publish" else 5):
         yield f"the next number is {version.number}"

@@ -1,4 +1,8 @@
-"""The numbered versions of one name: ``names/<kind>/<name>/versions.jsonl``, only ever appended to."""
+"""The numbered versions of one name: ``names/<kind>/<name>/versions.jsonl``, only ever appended to.
+
+A line stands at the place of its number. One whose number was there before lost a race in which the lock did not work:
+its writer was told so, and it counts for nothing.
+"""
 
 import os
 from pathlib import Path
@@ -28,8 +32,14 @@ class History:
 
     def raw_lines(self) -> list[bytes]:
         """Return the whole lines, without their line feeds and unchecked."""
-        self._check_folder()
-        return (read_now(self.path) or b"").split(b"\n")[:-1]
+        lines = self._every()
+        if not lines or _number(lines[-1]) == len(lines):
+            return lines
+        kept: list[bytes] = []
+        for raw in lines:
+            if not self._lost(raw, len(kept)):
+                kept.append(raw)
+        return kept
 
     def lines(self) -> list[VersionLine]:
         """Return all versions, lowest first."""
@@ -52,7 +62,7 @@ class History:
                 stream.seek(max(0, size - _TAIL))
                 # The first piece may be half a line, the last one is empty or was cut off.
                 *lines, _ = stream.read(min(size, _TAIL)).split(b"\n")
-        if len(lines) < 2:
+        if len(lines) < 3 or _number(lines[-1]) != _number(lines[-2]) + 1:
             every = self.lines()
             return every[-1] if every else None
         return self.parse(lines[-1], _number(lines[-1]))
@@ -64,12 +74,23 @@ class History:
             ConflictError: somebody else wrote one meanwhile.
             OSError: the disk.
         """
-        lines = self.raw_lines()
+        whole = sum(len(kept) + 1 for kept in self._every())
         raw = seal(fields)
-        line = self.parse(raw, len(lines) + 1)
+        line = self.parse(raw, len(self.raw_lines()) + 1)
         make_folder(self.folder)
-        append_line(self.path, sum(len(kept) + 1 for kept in lines), raw)
+        append_line(self.path, whole, raw)
         return line
+
+    def _every(self) -> list[bytes]:
+        self._check_folder()
+        return (read_now(self.path) or b"").split(b"\n")[:-1]
+
+    def _lost(self, raw: bytes, count: int) -> bool:
+        number = _number(raw)
+        try:
+            return 1 <= number <= count and self.parse(raw, number).number == number
+        except IntegrityError:
+            return False  # damaged: it keeps its place, and is an error there
 
     def _check_folder(self) -> None:
         if self.folder.is_symlink():

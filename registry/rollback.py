@@ -39,10 +39,13 @@ def roll_back(
         ConflictError: somebody moved it meanwhile.
         IntegrityError: the journal lacks moves of it, or the version's files are missing.
     """
-    ref = store.ref(alias)
-    if ref is None:
+    if store.ref(alias) is None:
         known = [str(one) for one in aliases(store.root, alias.kind, alias.name)]
         raise UnknownNameError("alias", str(alias), known)
+    with store.writing():
+        pass  # a move that was interrupted is settled first: its alias may be ahead of the journal
+    ref = store.ref(alias)
+    assert ref is not None
     events = alias_events(store, alias)
     track = replay(events).tracks.get(str(alias), Track())
     stack = track.stack

@@ -344,7 +344,7 @@ def test_a_changed_line_is_an_error_with_file_and_line_and_the_other_versions_ar
             lines[0] + lines[1].replace(b'"actor":"', b'"actor":"x') + lines[2],
             lines[0] + b"\0" * (len(lines[1]) - 1) + b"\n" + lines[2],
         ],
-        3: [lines[0] + lines[1] + lines[1], lines[0] + lines[1] + lines[2].replace(b"sha256:", b"sha257:")],
+        3: [lines[0] + lines[1] + lines[2].replace(b"sha256:", b"sha257:")],
     }
     for number, histories in damaged.items():
         for history in histories:
@@ -353,6 +353,16 @@ def test_a_changed_line_is_an_error_with_file_and_line_and_the_other_versions_ar
             refused(IntegrityError, match, partial(store.resolve, f"vector/brevity@{number}"))
             assert store.resolve("vector/brevity@1").config == {"text": "one"}
             assert history_file(store).read_bytes() == history
+
+
+def test_a_line_whose_number_was_there_before_counts_for_nothing(store: Store) -> None:
+    for text in ("one", "two"):
+        publish(store, text)
+    raw = history_file(store).read_bytes()
+    history_file(store).write_bytes(raw + raw.splitlines(keepends=True)[0])
+    assert store.resolve("vector/brevity").config == {"text": "two"}
+    assert publish(store, "three").number == 3
+    assert [version.config["text"] for version in store.versions("vector", "brevity")] == ["one", "two", "three"]
 
 
 def test_nothing_is_appended_after_a_damaged_line(store: Store) -> None:
