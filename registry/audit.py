@@ -152,10 +152,14 @@ def _check_projections(store: Store, chain: Chain, report: Report) -> None:
             report.problems += _differing_lines(history, state.lines.get(what, []), pending)
     for what, lines in state.lines.items():
         kind, _, name = what.partition("/")
-        if (kind, name) not in disk_names(store):
+        if not (store.root / "names" / kind / name).is_dir():
             path = store.history(kind, name).path
             report.problems.append(Problem(path, f"is missing; it has {len(lines)} versions"))
-    expected = {ref_path(store.root, Reference.parse(alias)): track.record for alias, track in state.tracks.items()}
+    expected = {
+        ref_path(store.root, Reference.parse(alias)): track.record(alias)
+        for alias, track in state.tracks.items()
+        if track.stack
+    }
     expected |= {stone: record for (stone, record) in _stones(store, state)}
     found = {path for path in (store.root / "refs").glob("*/*/*")}
     found |= {path for path in (store.root / "names").glob("*/*/tombstones/*")}

@@ -101,7 +101,11 @@ def _lines(store: Store, name: str, expected: list[bytes], adopted: dict[str, An
 
 def _marks(store: Store, state: State, adopted: dict[str, Any]) -> list[str]:
     """Write aliases and tombstones from the journal; intact ones that it does not know, or not yet, are adopted."""
-    expected = {ref_path(store.root, Reference.parse(alias)): track.record for alias, track in state.tracks.items()}
+    expected = {
+        ref_path(store.root, Reference.parse(alias)): track.record(alias)
+        for alias, track in state.tracks.items()
+        if track.stack
+    }
     for (what, number), record in state.tombstones.items():
         kind, _, name = what.partition("/")
         expected[tombstone_path(store.history(kind, name).folder, number)] = record

@@ -94,7 +94,7 @@ def alias_events(store: Store, alias: Reference) -> list[Event]:
 
 def _committed(lines: list[bytes], number: int, seq: int) -> bool:
     of = f'"of":{seq},'.encode()
-    outcomes = (line for line in lines[number + 1 :] if of in line)
+    outcomes = (lines[place] for place in range(number + 1, len(lines)) if of in lines[place])
     return b'"act":"commit"' in next(outcomes, b"")
 
 

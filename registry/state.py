@@ -19,14 +19,17 @@ class Track:
     Attributes:
         stack: what a roll back steps through, the present target last. A move puts one on top, a roll back takes off.
         every: all targets in the order of time, rolled back or not.
-        record: what its file holds.
-        seq: of the event that put it where it is.
+        seq, time: of the event that put it where it is.
     """
 
     stack: list[Target] = field(default_factory=list)
     every: list[Target] = field(default_factory=list)
-    record: bytes = b""
     seq: int = 0
+    time: str = ""
+
+    def record(self, alias: str) -> bytes:
+        """Return what the file of the alias holds."""
+        return ref_record(alias, self.stack[-1], self.seq, self.time)
 
 
 @dataclass
@@ -100,5 +103,4 @@ def _place(state: State, alias: str, track: Track | None, target: Target, seq: i
         track = state.tracks[alias] = Track(every=every)
     track.stack.append(target)
     track.every.append(target)
-    track.seq = seq
-    track.record = ref_record(alias, target, seq, time)
+    track.seq, track.time = seq, time
