@@ -290,8 +290,8 @@ def test_a_step_that_fails_leaves_the_alias_where_it_was(store: Store, step: str
 # The journal.
 
 
-def test_a_registry_of_the_first_format_opens_and_gains_its_journal_at_the_first_write(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "tests" / "data" / "v1" / "registry", tmp_path / "home")
+def test_a_registry_without_a_journal_opens_and_gains_it_at_the_first_write(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "tests" / "data" / "v1" / "registry-without-journal", tmp_path / "home")
     store = Store(tmp_path / "home")
     assert [version.config["text"] for version in store.versions("vector", "brevity")] == ["one", "two"]
     assert store.resolve("vector/brevity@1").parents[0].digest == store.resolve("dataset/brevity").digest
@@ -304,6 +304,16 @@ def test_a_registry_of_the_first_format_opens_and_gains_its_journal_at_the_first
     history = store.history("vector", "brevity").path
     history.write_bytes(history.read_bytes().replace(b"alice", b"mallo"))
     assert {problem.path for problem in audit(store).problems} == {history}
+
+
+def test_a_registry_of_the_first_format_is_read_verified_and_rolled_back(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "tests" / "data" / "v1" / "registry", tmp_path / "home")
+    store = Store(tmp_path / "home")
+    assert audit(store).problems == []
+    assert [version.config["text"] for version in store.versions("vector", "brevity")] == ["text 1", "text 2", "text 4"]
+    assert store.resolve(STABLE).path("x.bin").read_bytes() == b"text 2"
+    assert roll_back(store, STABLE).after.number == 1
+    assert audit(store).problems == []
 
 
 def test_a_torn_last_line_is_passed_over_and_removed(store: Store) -> None:
