@@ -75,27 +75,31 @@ def roll_back(
 
 
 def alias_events(store: Store, alias: Reference) -> list[Event]:
-    """Return the settled events that moved an alias, oldest first; the other lines of the journal are not parsed."""
+    """Return the settled events that moved an alias, oldest first; the other lines of the journal are not looked at."""
     path = store.root / "journal" / "events.jsonl"
-    lines = (read_now(path) or b"").split(b"\n")[:-1]
+    raw = read_now(path) or b""
     # Quotes in a text are escaped, so that only a member or a key is found.
     needle = f'"{alias}"'.encode()
     found = []
-    for number, raw in enumerate(lines):
-        if needle in raw:
-            try:
-                event = Event.parse(raw, f"'{path}', line {number + 1}")
-            except IntegrityError:
-                continue  # the events around it say that it is missing
-            if event.act in NOTES or _committed(lines, number, event.seq):
+    place = raw.find(needle)
+    while place >= 0:
+        end = raw.find(b"\n", place)
+        if end < 0:
+            break  # a write that was cut off
+        try:
+            event = Event.parse(raw[raw.rfind(b"\n", 0, place) + 1 : end], f"'{path}'")
+        except IntegrityError:
+            pass  # the events around it say that it is missing
+        else:
+            if event.act in NOTES or _committed(raw, end + 1, event.seq):
                 found.append(event)
+        place = raw.find(needle, end)
     return found
 
 
-def _committed(lines: list[bytes], number: int, seq: int) -> bool:
-    of = f'"of":{seq},'.encode()
-    outcomes = (lines[place] for place in range(number + 1, len(lines)) if of in lines[place])
-    return b'"act":"commit"' in next(outcomes, b"")
+def _committed(raw: bytes, after: int, seq: int) -> bool:
+    place = raw.find(f'"of":{seq},'.encode(), after)
+    return place >= 0 and b'"act":"commit"' in raw[raw.rfind(b"\n", 0, place) + 1 : place]
 
 
 def _evidence(events: list[Event], target: Target) -> object:
