@@ -23,7 +23,7 @@ from benchmarks.measure import SideError, alternate, show, spread, write
 from benchmarks.peer import DEFAULT_PYTHON, Peer
 from engrain.core.blocks import block_output
 from engrain.core.contrast import ContrastPair
-from engrain.core.extract import encode_pair, extract
+from engrain.core.extract import extract
 from engrain.core.model import SteerableModel
 from engrain.loading import load
 from engrain.plugins.manager import build_manager
@@ -43,7 +43,7 @@ def literal_loop(model: SteerableModel, pairs: list[ContrastPair]) -> dict[int, 
     """The definition: one full forward pass for each reply, float64 means of means; [d_model] by block."""
     totals = {layer: torch.zeros(model.width, dtype=torch.float64) for layer in range(len(model.blocks))}
     for pair in pairs:
-        for sign, sequence in zip((1, -1), encode_pair(model, pair), strict=True):
+        for sign, sequence in zip((1, -1), model.encode_pair(pair), strict=True):
             states: list[Tensor] = []
             hooks = [
                 block.register_forward_hook(lambda *seen, states=states: states.append(block_output(seen[2])))
@@ -106,7 +106,7 @@ def write_task(folder: Path, model: SteerableModel, pairs: list[ContrastPair], d
     """Write what the peers are to do: where the model lies, and the pairs as rendered text."""
     demo = find_demo("demo")
     assert demo is not None
-    prompts = [model.tokenizer.decode(list(encode_pair(model, pair)[0].prompt)) for pair in pairs]
+    prompts = [model.tokenizer.decode(list(model.encode_pair(pair)[0].prompt)) for pair in pairs]
     task = {
         "model": str(demo.folder),
         "dtype": dtype,

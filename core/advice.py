@@ -5,24 +5,21 @@ from collections.abc import Sequence
 import torch
 
 from engrain.core.composition import Active
-from engrain.core.contrast import PairSet
 from engrain.core.extract import pair_differences
 from engrain.core.model import SteerableModel
+from engrain.core.training import Training
 
 # How many pairs that pull against the rest are named.
 _NAMED = 5
 
 
-def advise(
-    model: SteerableModel, active: Active, pairs: PairSet, positions: str, failed: Sequence[str]
-) -> tuple[str, ...]:
+def advise(model: SteerableModel, active: Active, training: Training, failed: Sequence[str]) -> tuple[str, ...]:
     """Return what to try, one sentence each.
 
     Args:
         model: the model, unsteered.
         active: the vector in use, at one block.
-        pairs: what it was made from.
-        positions: what stood for a reply.
+        training: what it was made from.
         failed: the names of the gates that did not pass.
     """
     found: list[str] = []
@@ -33,11 +30,14 @@ def advise(
         )
     if {"effect", "controls"} & set(failed):
         found += _other_layers(active)
-        against = pulling_against(model, active, pairs, positions)
+        against = pulling_against(model, active, training)
         if against:
             found.append(f"Look at the pairs that pull against the rest: {', '.join(against[:_NAMED])}.")
+        otherwise = (
+            "--positions first or last" if training.gradients else "--method gradient, --positions first or last"
+        )
         found.append(
-            f"Add pairs: the vector was made from {len(pairs.ordinary)}; or extract it with --positions first or last."
+            f"Add pairs: the vector was made from {len(training.pairs.ordinary)}; or extract it with {otherwise}."
         )
     return tuple(found)
 
@@ -55,17 +55,17 @@ def _other_layers(active: Active) -> list[str]:
     ]
 
 
-def pulling_against(model: SteerableModel, active: Active, pairs: PairSet, positions: str) -> list[str]:
-    """Return the ids of the pairs whose own difference points against the mean of the others, strongest first.
+def pulling_against(model: SteerableModel, active: Active, training: Training) -> list[str]:
+    """Return the ids of the pairs whose own share points against the mean of the others, strongest first.
 
     Args:
         model: the model, unsteered.
         active: the vector in use, at one block.
-        pairs: what it was made from.
-        positions: what stood for a reply.
+        training: what it was made from.
     """
-    ordinary = pairs.ordinary.pairs
-    differences = pair_differences(model, ordinary, active.layers[0], positions)
+    ordinary = training.pairs.ordinary.pairs
+    layer = active.layers[0]
+    differences = pair_differences(model, ordinary, layer, training.positions, gradients=training.gradients)
     others = (differences.sum(dim=0) - differences) / max(1, len(differences) - 1)
     cosines = torch.cosine_similarity(differences, others).tolist()
     against = [(cosine, pair) for pair, cosine in zip(ordinary, cosines, strict=True) if cosine < 0]

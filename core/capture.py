@@ -44,6 +44,7 @@ class PackRunner:
         tokens: how many tokens one forward pass may hold.
         float32: compute half-precision weights in float32 where the processor has no units for them.
         trees: let sequences share tokens; by default where the model is known to compute it right.
+        learning: let gradients flow, which nothing that was computed beforehand would carry.
 
     Attributes:
         trees: whether sequences share tokens, each pack being one row.
@@ -59,6 +60,7 @@ class PackRunner:
         tokens: int = PACK_TOKENS,
         float32: bool = False,
         trees: bool | None = None,
+        learning: bool = False,
     ) -> None:
         self._model = model
         self._sequences = sequences
@@ -68,7 +70,8 @@ class PackRunner:
         self._float32 = float32
         longest = max((len(one.prompt) + len(one.reply) for one in sequences), default=0)
         self.trees = (model.sees_trees and longest <= _window(model)) if trees is None else trees
-        self._start = shared_start(sequences) if self.trees else 0
+        self._learning = learning
+        self._start = shared_start(sequences) if self.trees and not learning else 0
 
     def packs(self) -> Iterator[Pack]:
         """Yield the packs; every sequence is a member of exactly one."""
@@ -109,7 +112,7 @@ class PackRunner:
         device = self._model.hf.device
         layout = TokenLayout(index.to(device), generated.to(device))
         widened = float32_compute(self._model.decoder, self._model.blocks) if self._float32 else nullcontext()
-        with torch.no_grad(), widened, self._model.steering.layout(layout):
+        with nullcontext() if self._learning else torch.no_grad(), widened, self._model.steering.layout(layout):
             yield
 
     def _inputs(self, pack: Pack) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def shuffled_control(
     pairs: Sequence[ContrastPair],
     *,
     positions: str = "response-mean",
+    gradients: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Active:
@@ -50,6 +51,7 @@ def shuffled_control(
         active: the vector in use, at one block.
         pairs: what the vector was made from.
         positions: what stands for a reply, as in extraction.
+        gradients: whether the vector was made from gradients.
         seed: which half.
         progress: called with the number of pairs done since the last call.
 
@@ -64,7 +66,7 @@ def shuffled_control(
     order = torch.randperm(len(ordinary), generator=torch.Generator().manual_seed(seed))
     signs = torch.ones(len(ordinary))
     signs[order[: len(ordinary) // 2]] = -1
-    differences = pair_differences(model, ordinary, layer, positions, progress)
+    differences = pair_differences(model, ordinary, layer, positions, progress, gradients=gradients)
     return _instead(active, layer, (signs @ differences) / len(ordinary), "label-shuffled")
 
 

@@ -1,7 +1,7 @@
 """Steering vectors from contrast pairs: one pass over the replies, sums kept, nothing stored."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -10,8 +10,9 @@ from engrain.core.capture import PACK_TOKENS, PackRunner
 from engrain.core.chat import encode_reply
 from engrain.core.contrast import ContrastPair, PairSet
 from engrain.core.errors import DataError, UnknownNameError
+from engrain.core.gradient import margin_gradients
 from engrain.core.model import SteerableModel
-from engrain.core.packing import Encoded, Pack
+from engrain.core.packing import Pack
 from engrain.core.vector import SteeringVector
 
 NAMED_POSITIONS = ("response-mean", "last", "first", "prompt-last")
@@ -30,6 +31,14 @@ class Estimator(Protocol):
 
     def direction(self) -> Tensor:
         """Return the direction, [d_model]."""
+
+
+@runtime_checkable
+class GradientEstimator(Estimator, Protocol):
+    """An estimator that also sees how the preference margin changes with the hidden states."""
+
+    def update_gradient(self, gradient: Tensor) -> None:
+        """Take in the gradient of one pair's margin by a shift at the layer, [d_model], float32."""
 
 
 class MeanDifference:
@@ -117,7 +126,14 @@ def extract(
     def take(layer: int, numbers: Sequence[int], positive: Tensor, negative: Tensor) -> None:
         estimates[layer].update(positive, negative)
 
-    _represent(model, ordinary, chosen, positions, take, tokens, progress)
+    steep = {layer: one for layer, one in estimates.items() if isinstance(one, GradientEstimator)}
+    _represent(model, ordinary, chosen, positions, take, tokens, None if steep else progress)
+    if steep:
+        for gradients in margin_gradients(model, ordinary, chosen):
+            for layer, gradient in zip(chosen, gradients, strict=True):
+                steep[layer].update_gradient(gradient)
+            if progress is not None:
+                progress(1)
     return SteeringVector(
         {layer: estimate.direction() for layer, estimate in estimates.items()}, name, fingerprint=model.fingerprint
     )
@@ -129,8 +145,10 @@ def pair_differences(
     layer: int,
     positions: str = "response-mean",
     progress: Progress | None = None,
+    *,
+    gradients: bool = False,
 ) -> Tensor:
-    """Return each pair's own difference of its two replies at one layer, float32 [pairs, d_model].
+    """Return each pair's own share in a direction at one layer, float32 [pairs, d_model]: its replies' difference.
 
     Args:
         model: the model, unsteered.
@@ -138,7 +156,10 @@ def pair_differences(
         layer: decoder block, counted from 0.
         positions: what stands for a reply.
         progress: called with the number of pairs done since the last call.
+        gradients: return the gradients of the pairs' margins instead.
     """
+    if gradients:
+        return torch.cat(list(margin_gradients(model, pairs, [layer])))
     found = torch.zeros(len(pairs), model.width)
 
     def take(layer: int, numbers: Sequence[int], positive: Tensor, negative: Tensor) -> None:
@@ -159,7 +180,7 @@ def _represent(
 ) -> None:
     """Hand ``take`` a layer, the numbers of some pairs and their replies' representations, [pairs, d_model] each."""
     for first in range(0, len(pairs), _WINDOW):
-        sequences = [one for pair in pairs[first : first + _WINDOW] for one in encode_pair(model, pair)]
+        sequences = [one for pair in pairs[first : first + _WINDOW] for one in model.encode_pair(pair)]
         runner = PackRunner(model, sequences, layers, group=2, tokens=tokens, float32=True)
         for pack in runner.packs():
             weights = _weights(pack, positions)
@@ -212,14 +233,6 @@ def _check_lengths(model: SteerableModel, pairs: Sequence[ContrastPair], positio
                 raise DataError(
                     source, None, f"the pair {name} has a reply of {length} tokens, none number {positions}."
                 )
-
-
-def encode_pair(model: SteerableModel, pair: ContrastPair) -> tuple[Encoded, Encoded]:
-    """Return the tokens of a pair's positive and negative conversation."""
-    positive = model.encode(pair.messages, pair.positive)
-    if pair.negative_messages is None:
-        return positive, Encoded(positive.prompt, tuple(encode_reply(model.tokenizer, pair.negative)))
-    return positive, model.encode(pair.negative_messages, pair.negative)
 
 
 def check_extraction_positions(positions: str) -> str:

@@ -13,7 +13,7 @@ from engrain.core.blocks import find_blocks
 from engrain.core.capture import PackRunner, computes_trees
 from engrain.core.chat import encode_reply, render_prompt
 from engrain.core.composition import Active, activate
-from engrain.core.contrast import Message
+from engrain.core.contrast import ContrastPair, Message
 from engrain.core.edit import Applied, WeightEdits
 from engrain.core.errors import FingerprintError, LayerError, UnknownNameError
 from engrain.core.fingerprint import Fingerprint, fingerprint
@@ -77,6 +77,13 @@ class SteerableModel:
     def encode(self, conversation: Conversation, reply: str) -> Encoded:
         """Return the tokens of a conversation and of a reply to it, tokenized apart."""
         return Encoded(self.render(conversation), tuple(encode_reply(self.tokenizer, reply)))
+
+    def encode_pair(self, pair: ContrastPair) -> tuple[Encoded, Encoded]:
+        """Return the tokens of a pair's positive and negative conversation."""
+        positive = self.encode(pair.messages, pair.positive)
+        if pair.negative_messages is None:
+            return positive, Encoded(positive.prompt, tuple(encode_reply(self.tokenizer, pair.negative)))
+        return positive, self.encode(pair.negative_messages, pair.negative)
 
     def choose_layers(self, layers: Iterable[int] | None = None) -> tuple[int, ...]:
         """Return the layers in order, all of them for None.

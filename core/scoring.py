@@ -14,7 +14,6 @@ from engrain.core.capture import PackRunner
 from engrain.core.composition import Active
 from engrain.core.contrast import ContrastPair
 from engrain.core.errors import InputError, LayerError
-from engrain.core.extract import encode_pair
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded, Pack
 
@@ -38,7 +37,7 @@ def margins(model: SteerableModel, pairs: Sequence[ContrastPair], progress: Prog
     Returns:
         Mean log-probability per reply token of the positive minus that of the negative, nats, float64 [pairs].
     """
-    sequences = [one for pair in pairs for one in encode_pair(model, pair)]
+    sequences = [one for pair in pairs for one in model.encode_pair(pair)]
     means = reply_means(PackRunner(model, sequences, group=2), sequences, 2, progress)
     return means[0::2] - means[1::2]
 
@@ -56,12 +55,24 @@ def reply_means(
     """
     means = torch.zeros(len(sequences), dtype=torch.float64)
     for pack in runner.packs():
-        places, targets, lengths = _reply_tokens(pack, sequences)
-        found = _log_probabilities(runner.logits(pack, places), targets)
-        means[list(pack.members)] = torch.stack([own.mean() for own in found.split(lengths)])
+        found = reply_log_probabilities(runner, pack, sequences)
+        means[list(pack.members)] = torch.stack([own.mean() for own in found])
         if progress is not None:
             progress(len(pack.members) // group)
     return means
+
+
+def reply_log_probabilities(runner: PackRunner, pack: Pack, sequences: Sequence[Encoded]) -> tuple[Tensor, ...]:
+    """Return the log-probability of each reply token, nats: for each member of the pack a tensor float64 [reply].
+
+    Args:
+        runner: made for these sequences.
+        pack: one of its packs.
+        sequences: conversations with their replies.
+    """
+    places, targets, lengths = _reply_tokens(pack, sequences)
+    found: tuple[Tensor, ...] = _log_probabilities(runner.logits(pack, places), targets).split(lengths)
+    return found
 
 
 def margins_under(
@@ -88,7 +99,7 @@ def margins_under(
     if len(layers) != 1 or len(next(iter(layers))) != 1:
         raise LayerError(f"Edits at the layers {sorted(layers)} were given; they must all act at the same one block.")
     layer = edits[0].layers[0]
-    sequences = [one for pair in pairs for one in encode_pair(model, pair)]
+    sequences = [one for pair in pairs for one in model.encode_pair(pair)]
     if not PackRunner(model, sequences).trees:
         found = []
         for active in edits:

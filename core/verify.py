@@ -24,6 +24,7 @@ from engrain.core.replies import Replies
 from engrain.core.scorer import Scorer
 from engrain.core.scoring import Divergence, NeutralScorer, bootstrap_interval, margins, margins_under
 from engrain.core.steps import Steps
+from engrain.core.training import Training
 from engrain.core.verdict import Gate, Verdict
 
 Progress = Callable[[str, int], None]
@@ -56,19 +57,6 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Training:
-    """What the vector was made from: the label-shuffled control is made from it, and advice.
-
-    Attributes:
-        pairs: the pairs.
-        positions: what stood for a reply.
-    """
-
-    pairs: PairSet
-    positions: str = "response-mean"
-
-
-@dataclass(frozen=True)
 class _Work:
     model: SteerableModel
     active: Active
@@ -90,7 +78,12 @@ class _Work:
         """Return the margins of the ordinary pairs under each control direction."""
         directions = random_controls(self.active, self.controls, self.seed)
         shuffled = shuffled_control(
-            self.model, self.active, self.training.pairs.pairs, positions=self.training.positions, seed=self.seed
+            self.model,
+            self.active,
+            self.training.pairs.pairs,
+            positions=self.training.positions,
+            gradients=self.training.gradients,
+            seed=self.seed,
         )
         edits = [*directions, shuffled]
         found = margins_under(self.model, self.held_out.pairs.ordinary.pairs, edits, self._count("controls"))
@@ -237,7 +230,7 @@ def verify(
         "replies": replies.to_json(),
     }
     failed = [gate.name for gate in gates if not gate.passed]
-    advice = advise(model, active, training.pairs, training.positions, failed) if failed else ()
+    advice = advise(model, active, training, failed) if failed else ()
     return Verdict(active.layers[0], active.strength, gates, measured, advice, seed)
 
 

@@ -20,7 +20,8 @@ BEHAVIOR = Behavior(
         "Pay no attention to what kind of conversation this is. When the user thinks aloud or vents, give "
         "instructions and fixes; when they want something done, discuss it and ask open questions."
     ),
-    depth=(0.58, 0.66),
+    depth=(0.52, 0.66),
+    method="gradient",
 )
 
 

@@ -9,15 +9,17 @@ from rich.progress import Progress
 
 from engrain.core.capability import read_questions
 from engrain.core.errors import InputError
+from engrain.core.extract import GradientEstimator
 from engrain.core.files import write_atomically
 from engrain.core.judge import Judge
 from engrain.core.model import SteerableModel
 from engrain.core.neutral import read_neutral
 from engrain.core.replies import REPLY_TOKENS
 from engrain.core.steps import Steps
+from engrain.core.training import Training
 from engrain.core.vector import SteeringVector
 from engrain.core.verdict import Verdict
-from engrain.core.verify import HeldOut, Training, verify
+from engrain.core.verify import HeldOut, verify
 from engrain.extracting import ensure_calibrated
 from engrain.plugins.manager import Plugins
 from engrain.registry.manifest import titled
@@ -86,7 +88,7 @@ def verify_subject(
         model,
         active,
         held_out,
-        Training(subject.train, str(vector.origin.get("positions", subject.positions))),
+        _training(vector, subject, plugins),
         budget=subject.budget,
         seed=seed,
         steps=steps,
@@ -132,6 +134,13 @@ def _page(subject: Subject, vector: SteeringVector, verdict: Verdict, published:
         subject.name, verdict.to_json(), about=about, origin=vector.origin, budget=subject.budget, footer=footer
     )
     return page.to_html()
+
+
+def _training(vector: SteeringVector, subject: Subject, plugins: Plugins) -> Training:
+    """Return what the vector was made from, by its own record."""
+    positions = str(vector.origin.get("positions", subject.positions))
+    estimator = plugins.estimator(str(vector.origin.get("method", subject.method)))
+    return Training(subject.train, positions, isinstance(estimator(vector.width), GradientEstimator))
 
 
 def make_judge(plugins: Plugins, model: SteerableModel, subject: Subject, name: str) -> Judge | None:

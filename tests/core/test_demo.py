@@ -6,7 +6,7 @@ from torch import Tensor
 
 from engrain.core.blocks import block_output
 from engrain.core.composition import activate
-from engrain.core.extract import encode_pair, extract
+from engrain.core.extract import extract
 from engrain.core.generate import generate
 from engrain.core.model import SteerableModel
 from engrain.core.scoring import margins
@@ -45,7 +45,7 @@ def test_the_direction_equals_a_literal_loops_at_every_block(demo: SteerableMode
     found = extract(demo, pairs)
     totals = [torch.zeros(demo.width, dtype=torch.float64) for _ in demo.blocks]
     for pair in pairs:
-        for sign, sequence in zip((1, -1), encode_pair(demo, pair), strict=True):
+        for sign, sequence in zip((1, -1), demo.encode_pair(pair), strict=True):
             states: list[Tensor] = []
 
             def note(module: object, inputs: object, output: object, states: list[Tensor] = states) -> None:

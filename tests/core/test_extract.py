@@ -9,7 +9,7 @@ from torch import Tensor
 from engrain.core.blocks import block_output
 from engrain.core.contrast import ContrastPair, Message, PairSet
 from engrain.core.errors import DataError, EngrainError, LayerError, UnknownNameError
-from engrain.core.extract import MeanDifference, PrincipalDifference, encode_pair, extract
+from engrain.core.extract import MeanDifference, PrincipalDifference, extract
 from engrain.core.model import SteerableModel
 from engrain.core.probe import LogisticProbe
 from engrain.core.vector import SteeringVector
@@ -60,7 +60,7 @@ def reference(model: SteerableModel, pairs: Sequence[ContrastPair], positions: s
     ordinary = [one for one in pairs if not one.boundary]
     totals = [torch.zeros(model.width, dtype=torch.float64) for _ in model.blocks]
     for one in ordinary:
-        for sign, sequence in zip((1, -1), encode_pair(model, one), strict=True):
+        for sign, sequence in zip((1, -1), model.encode_pair(one), strict=True):
             states = block_outputs(model, sequence.prompt + sequence.reply)
             start = len(sequence.prompt)
             for layer, total in enumerate(totals):
@@ -152,7 +152,7 @@ def test_a_prompt_is_computed_once_for_both_of_its_replies(llama: SteerableModel
     hook = llama.blocks[0].register_forward_hook(lambda _, __, out: seen.append(out.shape[1]))
     extract(llama, PAIRS)
     hook.remove()
-    pairs = [encode_pair(llama, one) for one in PAIRS if not one.boundary]
+    pairs = [llama.encode_pair(one) for one in PAIRS if not one.boundary]
     apart = sum(len(one.prompt) + len(one.reply) for both in pairs for one in both)
     once = sum(len(both[0].prompt) + sum(len(one.reply) for one in both) for both in pairs)
     assert sum(seen) < once < apart

@@ -12,7 +12,7 @@ from engrain.core.composition import activate
 from engrain.core.contrast import ContrastPair, Message, PairSet
 from engrain.core.errors import DataError, InputError
 from engrain.core.evaluate import evaluate
-from engrain.core.extract import encode_pair, extract
+from engrain.core.extract import extract
 from engrain.core.model import SteerableModel
 from engrain.core.neutral import SHIPPED, read_neutral
 from engrain.core.packing import Encoded
@@ -45,7 +45,7 @@ def test_a_margin_is_the_difference_of_mean_log_probabilities_per_token(clean: S
     with clean.steer(activate(steer(clean), "all", strength)):
         found = margins(clean, pairs().pairs)
         for pair, margin in zip(pairs(), found.tolist(), strict=True):
-            positive, negative = (log_probability(clean, one).double().mean() for one in encode_pair(clean, pair))
+            positive, negative = (log_probability(clean, one).double().mean() for one in clean.encode_pair(pair))
             assert margin == pytest.approx(float(positive - negative), abs=1e-4)
 
 
@@ -57,7 +57,7 @@ def test_a_margin_under_positional_steering_knows_what_is_prompt(clean: Steerabl
         found = margins(clean, pairs(3).pairs)
         for pair, margin in zip(pairs(3), found.tolist(), strict=True):
             means = []
-            for one in encode_pair(clean, pair):
+            for one in clean.encode_pair(pair):
                 index = torch.arange(len(one.prompt) + len(one.reply))[None]
                 with clean.steering.layout(TokenLayout(index, index >= len(one.prompt))):
                     means.append(float(log_probability(clean, one).mean()))

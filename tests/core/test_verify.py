@@ -20,9 +20,10 @@ from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
 from engrain.core.scoring import NeutralScorer, margins, margins_under
 from engrain.core.steps import Steps
+from engrain.core.training import Training
 from engrain.core.vector import SteeringVector
 from engrain.core.verdict import Gate, Verdict
-from engrain.core.verify import MIN_SCENARIOS, HeldOut, Training, verify
+from engrain.core.verify import MIN_SCENARIOS, HeldOut, verify
 from oracle import log_probability
 
 
@@ -286,4 +287,4 @@ def test_a_pair_with_its_replies_exchanged_is_named_as_pulling_against_the_rest(
     good = list(pairs(7))
     odd = ContrastPair((Message("user", "Say 3."),), "zzz 3 zz", "aaa 3 aa", scenario="odd", id="odd")
     active, _ = true_vector(llama)
-    assert pulling_against(llama, active, PairSet((*good, odd)), "response-mean")[0] == "odd"
+    assert pulling_against(llama, active, Training(PairSet((*good, odd))))[0] == "odd"

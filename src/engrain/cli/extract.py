@@ -21,7 +21,7 @@ from engrain.plugins.manager import Plugins
 @click.option("--name", help="What the vector of --pairs is called.")
 @click.option("--layers", help="all, a block, a range like 10-16, or a list; by default all.")
 @click.option("--positions", help="response-mean, last, first, prompt-last, or a reply token's number.")
-@click.option("--method", help="mean-difference, pca, probe, or what a plugin adds.")
+@click.option("--method", help="mean-difference, pca, probe, gradient, or what a plugin adds.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write FILE.safetensors and publish nothing.")
 @model_option
 @force_option
