@@ -33,7 +33,7 @@ install: $(VENV)/.demo
 # The stamps are as old as what they were made from; a changed pin installs again.
 $(VENV)/.engrain: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[report]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.engrain

@@ -10,6 +10,7 @@ from engrain.core.composition import Active
 from engrain.core.contrast import ContrastPair
 from engrain.core.errors import InputError
 from engrain.core.extract import pair_differences
+from engrain.core.gradient import margin_gradient
 from engrain.core.model import SteerableModel
 from engrain.core.scoring import Progress
 from engrain.core.vector import SteeringVector
@@ -66,8 +67,11 @@ def shuffled_control(
     order = torch.randperm(len(ordinary), generator=torch.Generator().manual_seed(seed))
     signs = torch.ones(len(ordinary))
     signs[order[: len(ordinary) // 2]] = -1
-    differences = pair_differences(model, ordinary, layer, positions, progress, gradients=gradients)
-    return _instead(active, layer, (signs @ differences) / len(ordinary), "label-shuffled")
+    if gradients:
+        direction = margin_gradient(model, ordinary, [layer], signs, progress)[0]
+    else:
+        direction = signs @ pair_differences(model, ordinary, layer, positions, progress)
+    return _instead(active, layer, direction, "label-shuffled")
 
 
 def _layer(active: Active) -> int:

@@ -10,7 +10,7 @@ from engrain.core.capture import PACK_TOKENS, PackRunner
 from engrain.core.chat import encode_reply
 from engrain.core.contrast import ContrastPair, PairSet
 from engrain.core.errors import DataError, UnknownNameError
-from engrain.core.gradient import margin_gradients
+from engrain.core.gradient import margin_gradient
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Pack
 from engrain.core.vector import SteeringVector
@@ -38,7 +38,7 @@ class GradientEstimator(Estimator, Protocol):
     """An estimator that also sees how the preference margin changes with the hidden states."""
 
     def update_gradient(self, gradient: Tensor) -> None:
-        """Take in the gradient of one pair's margin by a shift at the layer, [d_model], float32."""
+        """Take in the gradient of some pairs' summed margins by a shift at the layer, [d_model], float32."""
 
 
 class MeanDifference:
@@ -129,11 +129,10 @@ def extract(
     steep = {layer: one for layer, one in estimates.items() if isinstance(one, GradientEstimator)}
     _represent(model, ordinary, chosen, positions, take, tokens, None if steep else progress)
     if steep:
-        for gradients in margin_gradients(model, ordinary, chosen):
+        for first in range(0, len(ordinary), _WINDOW):
+            gradients = margin_gradient(model, ordinary[first : first + _WINDOW], chosen, progress=progress)
             for layer, gradient in zip(chosen, gradients, strict=True):
                 steep[layer].update_gradient(gradient)
-            if progress is not None:
-                progress(1)
     return SteeringVector(
         {layer: estimate.direction() for layer, estimate in estimates.items()}, name, fingerprint=model.fingerprint
     )
@@ -159,7 +158,7 @@ def pair_differences(
         gradients: return the gradients of the pairs' margins instead.
     """
     if gradients:
-        return torch.cat(list(margin_gradients(model, pairs, [layer])))
+        return torch.cat([margin_gradient(model, [pair], [layer]) for pair in pairs])
     found = torch.zeros(len(pairs), model.width)
 
     def take(layer: int, numbers: Sequence[int], positive: Tensor, negative: Tensor) -> None:

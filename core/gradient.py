@@ -1,6 +1,6 @@
 """Directions from gradients: in which direction a shift of the hidden states raises the preference margin most."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,21 +11,33 @@ from engrain.core.blocks import block_output, replace_output
 from engrain.core.capture import PackRunner
 from engrain.core.contrast import ContrastPair
 from engrain.core.model import SteerableModel
-from engrain.core.scoring import reply_log_probabilities
+from engrain.core.scoring import Progress, reply_log_probabilities
 
 
-def margin_gradients(model: SteerableModel, pairs: Sequence[ContrastPair], layers: Sequence[int]) -> Iterator[Tensor]:
-    """Yield the gradient of each pair's preference margin by a shift of all hidden states at a layer, at no shift.
+def margin_gradient(
+    model: SteerableModel,
+    pairs: Sequence[ContrastPair],
+    layers: Sequence[int],
+    weights: Sequence[float] | Tensor | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Return the gradient of the pairs' summed preference margins by a shift of all hidden states at a layer.
 
     Args:
         model: the model, unsteered.
         pairs: contrast pairs.
         layers: decoder blocks, counted from 0.
+        weights: how much each pair counts in the sum; 1 for None.
+        progress: called with the number of pairs done since the last call.
 
-    Yields:
-        For each pair in order, float32 [layers, d_model], nats per token and unit of length.
+    Returns:
+        float32 [layers, d_model], nats per token and unit of length.
     """
+    sequences = [one for pair in pairs for one in model.encode_pair(pair)]
+    runner = PackRunner(model, sequences, group=2, learning=True)
+    counts = torch.ones(len(pairs)) if weights is None else torch.as_tensor(weights, dtype=torch.float32)
     shifts = [torch.zeros(model.width, device=model.hf.device, requires_grad=True) for _ in layers]
+    total = torch.zeros(len(layers), model.width)
 
     def shifted(shift: Tensor) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -37,18 +49,20 @@ def margin_gradients(model: SteerableModel, pairs: Sequence[ContrastPair], layer
     with ExitStack() as stack:
         for layer, shift in zip(layers, shifts, strict=True):
             stack.callback(model.blocks[layer].register_forward_hook(shifted(shift)).remove)
-        for pair in pairs:
-            sequences = model.encode_pair(pair)
-            runner = PackRunner(model, sequences, group=2, learning=True)
-            (pack,) = runner.packs()
+        for pack in runner.packs():
             means = [found.mean() for found in reply_log_probabilities(runner, pack, sequences)]
-            sides = dict(zip(pack.members, means, strict=True))
-            gradients = torch.autograd.grad(sides[0] - sides[1], shifts)
-            yield torch.stack([gradient.float().cpu() for gradient in gradients])
+            # The positive replies have the even numbers.
+            signs = [float(counts[member // 2]) * (1 if member % 2 == 0 else -1) for member in pack.members]
+            margin = torch.stack([sign * mean for sign, mean in zip(signs, means, strict=True)]).sum()
+            gradients = torch.autograd.grad(margin, shifts)
+            total += torch.stack([gradient.float().cpu() for gradient in gradients])
+            if progress is not None:
+                progress(len(pack.members) // 2)
+    return total
 
 
 class MarginGradient:
-    """Mean gradient of the preference margin: the steepest direction, where the mean difference is a typical one.
+    """Gradient of the preference margin: the steepest direction, where the mean difference is a typical one.
 
     It is the first step of what Cao et al. (arXiv 2406.00045) optimise for many. Its length is that of the mean
     difference, so that its strength reads as that one's does.
@@ -65,7 +79,7 @@ class MarginGradient:
         self._pairs += len(positive)
 
     def update_gradient(self, gradient: Tensor) -> None:
-        """Take in the gradient of one pair's margin, [d_model]."""
+        """Take in the gradient of some pairs' summed margins, [d_model]."""
         self._gradient += gradient.double()
 
     def direction(self) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from engrain.core.composition import activate
 from engrain.core.contrast import ContrastPair, Message, PairSet
 from engrain.core.extract import MeanDifference, extract, pair_differences
-from engrain.core.gradient import MarginGradient, margin_gradients
+from engrain.core.gradient import MarginGradient, margin_gradient
 from engrain.core.model import SteerableModel
 from engrain.core.scoring import margins
 from engrain.core.vector import SteeringVector
@@ -29,7 +29,7 @@ PAIRS = PairSet(
 def test_the_gradient_is_the_slope_of_the_margin_along_any_direction(clean: SteerableModel) -> None:
     # A block of experts chooses them by the hidden state, so that the margin jumps along a shift in front of it.
     layers = [2] if "moe" in clean.source else [0, 2]
-    found = torch.stack(list(margin_gradients(clean, PAIRS.pairs, layers)))
+    found = torch.stack([margin_gradient(clean, [pair], layers) for pair in PAIRS])
     generator = torch.Generator().manual_seed(0)
     for place, layer in enumerate(layers):
         direction = SteeringVector({layer: torch.randn(clean.width, generator=generator)})
@@ -54,6 +54,13 @@ def test_the_direction_raises_the_margin_more_than_the_mean_difference_of_the_sa
         with llama.steer(activate(vector, 1, 0.05)):
             gains.append(float((margins(llama, PAIRS.pairs) - base).mean()))
     assert gains[0] > max(0.0, gains[1])
+
+
+def test_pairs_that_share_a_pass_weigh_as_they_do_one_by_one(clean: SteerableModel) -> None:
+    weights = [1.0, -0.5, 2.0]
+    together = margin_gradient(clean, PAIRS.pairs, [0, 2], weights)
+    alone = sum(weight * margin_gradient(clean, [pair], [0, 2]) for weight, pair in zip(weights, PAIRS, strict=True))
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-3)
 
 
 def test_the_direction_is_the_mean_of_the_pairs_own_gradients(llama: SteerableModel) -> None:
