@@ -1,5 +1,6 @@
 """Verification: does a vector do what it should on unseen conversations, and nothing else?"""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +32,8 @@ Progress = Callable[[str, int], None]
 
 # A percentile interval from fewer scenarios than this is too narrow to be trusted.
 MIN_SCENARIOS = 12
+# Controls are twenty times the work of the vector itself; on more pairs than this they would be all of a verdict's.
+CONTROL_PAIRS = 60
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class _Work:
             return self.margins()
 
     def control_margins(self) -> dict[str, list[float]]:
-        """Return the margins of the ordinary pairs under each control direction."""
+        """Return the margins under each control direction of the pairs that these are compared on."""
         directions = random_controls(self.active, self.controls, self.seed)
         shuffled = shuffled_control(
             self.model,
@@ -86,7 +89,9 @@ class _Work:
             seed=self.seed,
         )
         edits = [*directions, shuffled]
-        found = margins_under(self.model, self.held_out.pairs.ordinary.pairs, edits, self._count("controls"))
+        ordinary = self.held_out.pairs.ordinary
+        pairs = [ordinary[place] for place in _compared(ordinary)]
+        found = margins_under(self.model, pairs, edits, self._count("controls"))
         return {edit.vector.name: own.tolist() for edit, own in zip(edits, found, strict=True)}
 
     def prompted(self) -> list[float] | None:
@@ -141,7 +146,7 @@ class _Work:
         prompted = ordinary if self.held_out.instruction is not None else 0
         return {
             "pairs": 2 * len(self.held_out.pairs) + prompted,
-            "controls": (self.controls + 1) * ordinary,
+            "controls": (self.controls + 1) * len(_compared(self.held_out.pairs.ordinary)),
             "neutral text": len(self.held_out.neutral),
             "replies": 2 * len(self.held_out.prompts),
             "judged replies": 2 * len(self.held_out.prompts) if self.held_out.judge is not None else 0,
@@ -166,9 +171,10 @@ def verify(
     """Return the verdict on a vector in use.
 
     The gates are: the effect on the margin is above 0; it is above that of the best of all control directions of the
-    same length (random ones, and one from pairs with shuffled labels); side effects are within the budget and free
-    replies no more degenerate than the base's own. Intervals are paired bootstraps over scenarios. The boundary
-    effect is reported only: a constant vector cannot know the boundary.
+    same length (random ones, and one from pairs with shuffled labels), where both are compared on ``CONTROL_PAIRS``
+    pairs or a scenario more; side effects are within the budget and free replies no more degenerate than the base's
+    own. Intervals are paired bootstraps over scenarios. The boundary effect is reported only: a constant vector cannot
+    know the boundary.
 
     Args:
         model: the model, unsteered.
@@ -208,11 +214,15 @@ def verify(
     known = steps.do("capability", work.capability)
 
     effect = edited.ordinary - base.ordinary
-    effects = {name: np.array(found) - base.ordinary for name, found in rivals.items()}
+    compared = _compared(ordinary)
+    beside = [ordinary[place] for place in compared]
+    effects = {name: np.array(found) - base.ordinary[compared] for name, found in rivals.items()}
     best = max(effects, key=lambda name: float(effects[name].mean()))
     gates = (
         _above_zero("effect", effect, ordinary, seed, "the interval of the effect reaches 0"),
-        _above_zero("controls", effect - effects[best], ordinary, seed, f"not surely above the control '{best}'"),
+        _above_zero(
+            "controls", effect[compared] - effects[best], beside, seed, f"not surely above the control '{best}'"
+        ),
         _side_effects(neutral, degeneration, budget or Budget()),
     )
     measured = {
@@ -221,6 +231,7 @@ def verify(
         "anti_steered": _anti_steered(effect, ordinary),
         "controls": {name: float(own.mean()) for name, own in effects.items()},
         "best_control": best,
+        "control_pairs": len(compared),
         "prompt": None if prompted is None else _summary(np.array(prompted) - base.ordinary, ordinary, seed),
         "neutral": neutral,
         "scores": scores,
@@ -242,6 +253,17 @@ class _Margins:
         boundary = np.array([pair.boundary for pair in pairs])
         self.ordinary: NDArray[np.float64] = every[~boundary]
         self.boundary: NDArray[np.float64] = every[boundary]
+
+
+def _compared(pairs: Sequence[ContrastPair]) -> list[int]:
+    """Return the places of the pairs that controls are measured on: whole scenarios, in the order of their hashes."""
+    chosen: set[str] = set()
+    count = 0
+    for scenario in sorted({pair.scenario for pair in pairs}, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if count < CONTROL_PAIRS:
+            chosen.add(scenario)
+            count += sum(pair.scenario == scenario for pair in pairs)
+    return [place for place, pair in enumerate(pairs) if pair.scenario in chosen]
 
 
 def _scenarios(pairs: Sequence[ContrastPair]) -> list[str]:

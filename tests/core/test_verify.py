@@ -1,6 +1,7 @@
 """Verification: shared passes equal single ones, controls are fair, gates hold, an interrupted run goes on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,21 @@ def test_the_steps_of_a_damaged_file_are_made_again(tmp_path: Path) -> None:
     assert Steps(path, "k").do("one", lambda: pytest.fail("made again")) == [1.0, 0.1]
     path.write_bytes(path.read_bytes()[:-5])
     assert Steps(path, "k").finished == ()
+
+
+def test_controls_are_compared_on_whole_scenarios_up_to_a_bound(
+    llama: SteerableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engrain.core.verify.CONTROL_PAIRS", 9)
+    active, training = true_vector(llama)
+    held = held_out(llama)
+    twins = tuple(replace(pair, positive=f"{pair.positive} so", id=f"{pair.id}b") for pair in held.pairs)
+    verdict = verify(
+        llama, active, replace(held, pairs=PairSet(held.pairs.pairs + twins)), training, budget=ANY, controls=2
+    )
+    measured = verdict.to_json()
+    assert measured["control_pairs"] == 10
+    assert measured["effect"]["n"] == 2 * len(held.pairs.ordinary)
 
 
 def test_the_same_seed_gives_the_same_verdict(llama: SteerableModel, whole: tuple[Active, Training, Verdict]) -> None:
