@@ -1,0 +1,116 @@
+"""What a backend of compiling is asked for, and what it is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+from engrain.core.compile.corpus import Corpus
+from engrain.core.composition import Active
+from engrain.core.errors import InputError, UnknownNameError
+from engrain.core.model import SteerableModel
+from engrain.core.names import check_name
+from engrain.core.task_vector import TaskVector
+
+Spec = Literal["selective", "faithful"]
+SPECS: tuple[str, ...] = get_args(Spec)
+
+# Called with what is being done and how much of it was done since the last call.
+Progress = Callable[[str, int], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be compiled, and how.
+
+    Attributes:
+        name: of the task vector.
+        actives: the vectors in use that the compiled weights take the place of.
+        spec: ``faithful``, like the steered model on every text; ``selective``, like it in scope and like the base
+            elsewhere.
+        corpus: the texts, for backends that look at any.
+        target: which matrices, as ``choose_matrices`` takes it; None leaves the choice to the backend.
+        layers: which decoder blocks, counted from 0; None leaves the choice to the backend.
+        seed: of all drawing.
+
+    Raises:
+        InputError: a name that names nothing, or no vector.
+        UnknownNameError: a spec that there is not.
+    """
+
+    name: str
+    actives: tuple[Active, ...]
+    spec: Spec
+    corpus: Corpus | None = None
+    target: str | None = None
+    layers: tuple[int, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "task vector")
+        if self.spec not in SPECS:
+            raise UnknownNameError("spec", self.spec, SPECS)
+        if not self.actives:
+            raise InputError(f"There is nothing to compile into '{self.name}'; name at least one vector.")
+
+    def origin(self, backend: str, **made: Any) -> Mapping[str, Any]:
+        """Return what a task vector says of its making; plain JSON."""
+        vectors = [
+            {
+                "name": active.vector.name,
+                "layers": list(active.layers),
+                "strength": active.strength,
+                "positions": active.positions,
+                "operation": active.operation,
+            }
+            for active in self.actives
+        ]
+        return {"backend": backend, "spec": self.spec, "vectors": vectors, **made}
+
+
+class Compiler(Protocol):
+    """A backend: makes the task vector that takes the place of steering.
+
+    It leaves the model as it was, and raises ``InputError`` with the reason for what it cannot do: nothing is compiled
+    into less than was ordered.
+    """
+
+    def __call__(self, model: SteerableModel, order: Order, progress: Progress, /) -> TaskVector: ...
+
+
+def check_base(model: SteerableModel) -> None:
+    """Check that nothing is on the model: what is compiled is a change of the base.
+
+    Raises:
+        InputError: a task vector or a steering vector is on it.
+    """
+    on = [*model.edits.applied, *(handle.active.vector.name for handle in model.steering.handles)]
+    if on:
+        raise InputError(f"'{on[0]}' is on '{model.source}'; take it off before something is compiled.")
+
+
+def check_closed_form(order: Order, backend: str, operation: str) -> None:
+    """Check that a backend that knows its matrices, at every token, is asked for nothing else.
+
+    Args:
+        order: what is asked for.
+        backend: its name.
+        operation: the only one that it compiles.
+
+    Raises:
+        InputError: another operation, a part of the tokens, kept norms, or a spec or choice of matrices it has not.
+    """
+    for active in order.actives:
+        what = f"'{active.vector.name}' cannot be compiled as '{backend}'"
+        if active.operation != operation:
+            raise InputError(f"{what}: its operation is '{active.operation}', this backend compiles '{operation}'.")
+        if active.positions != "all":
+            raise InputError(
+                f"{what}: it acts at positions '{active.positions}', and weights act at every token. "
+                f"Calibrate it with the positions 'all', or keep steering."
+            )
+        if active.preserve_norm:
+            raise InputError(f"{what}: it keeps the length of hidden states, which no fixed change of weights does.")
+    if order.spec == "selective":
+        raise InputError(f"'{backend}' changes the weights for every text alike; order it with the spec 'faithful'.")
+    if order.target is not None or order.layers is not None:
+        raise InputError(f"'{backend}' has no choice of matrices or blocks; leave target and layers out.")
