@@ -6,16 +6,13 @@ import torch
 from torch import Tensor
 
 from engrain.core.capture import PackRunner
-from engrain.core.compile.compiler import Order, Progress, check_base, check_closed_form
+from engrain.core.compile.compiler import PROBE, Order, Progress, check_base, check_closed_form
 from engrain.core.compile.target import mlp_writer
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
-from engrain.core.packing import Encoded
 from engrain.core.task_vector import TaskVector
 
 NAME = "bias"
-# Enough to see whether a block adds the bias as it is: any tokens will do.
-_PROBE = (Encoded((1, 2, 3, 4), (5, 6)), Encoded((7, 5), (8, 2, 6)))
 # Of the shift. A bias that goes through a norm is wrong by as much as it is long.
 _TOLERANCE = 0.02
 
@@ -69,7 +66,7 @@ def _rounding(model: SteerableModel, layer: int) -> float:
 
 def _outputs(model: SteerableModel, layers: list[int]) -> list[Tensor]:
     """Return the outputs of the layers on the probe, [tokens, d_model] each, float32."""
-    runner = PackRunner(model, _PROBE, layers, trees=False)
+    runner = PackRunner(model, PROBE, layers, trees=False)
     found: dict[int, Tensor] = {}
     for pack in runner.packs():
         kept = torch.cat(pack.paths)

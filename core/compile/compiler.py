@@ -9,10 +9,14 @@ from engrain.core.composition import Active
 from engrain.core.errors import InputError, UnknownNameError
 from engrain.core.model import SteerableModel
 from engrain.core.names import check_name
+from engrain.core.packing import Encoded
 from engrain.core.task_vector import TaskVector
 
 Spec = Literal["selective", "faithful"]
 SPECS: tuple[str, ...] = get_args(Spec)
+
+# Enough to see how a block is built; any tokens will do, and every vocabulary has these.
+PROBE = (Encoded((1, 2, 3, 4), (5, 6)), Encoded((7, 5), (8, 2, 6)))
 
 # Called with what is being done and how much of it was done since the last call.
 Progress = Callable[[str, int], None]
