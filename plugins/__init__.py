@@ -9,6 +9,7 @@ from engrain.plugins.manager import build_manager
 from engrain.plugins.source import ModelFiles
 from engrain.plugins.spec import (
     RegisterBehavior,
+    RegisterCompiler,
     RegisterExporter,
     RegisterImporter,
     RegisterJudge,
@@ -27,6 +28,7 @@ __all__ = [
     "ModelFiles",
     "PairSet",
     "RegisterBehavior",
+    "RegisterCompiler",
     "RegisterExporter",
     "RegisterImporter",
     "RegisterJudge",

@@ -13,6 +13,7 @@ from engrain.plugins import spec
 from engrain.plugins.behavior import Behavior
 
 if TYPE_CHECKING:
+    from engrain.core.compile.compiler import Compiler
     from engrain.core.scorer import Scorer
     from engrain.registry.remote import Remote
 
@@ -109,6 +110,15 @@ class Plugins:
             UnknownNameError: there is none of that name.
         """
         found: spec.MakeJudge = self._one("judge", "register_judges", name)
+        return found
+
+    def compiler(self, name: str) -> "Compiler":
+        """Return one backend of compiling.
+
+        Raises:
+            UnknownNameError: there is none of that name.
+        """
+        found: Compiler = self._one("backend", "register_compilers", name)
         return found
 
     def model_sources(self) -> list[spec.FindModel]:

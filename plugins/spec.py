@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import click
 
     from engrain.core.brief import Brief
+    from engrain.core.compile.compiler import Compiler
     from engrain.core.extract import Estimator
     from engrain.core.judge import Judge
     from engrain.core.model import SteerableModel
@@ -64,6 +65,12 @@ class RegisterJudge(Protocol):
     """Takes in a judge under the name that ``--judge`` gives."""
 
     def __call__(self, name: str, judge: MakeJudge) -> None: ...
+
+
+class RegisterCompiler(Protocol):
+    """Takes in a backend of compiling under its name."""
+
+    def __call__(self, name: str, compile: "Compiler") -> None: ...
 
 
 class FindModel(Protocol):
@@ -144,6 +151,11 @@ def register_scorers(register: RegisterScorer) -> None:
 @hookspec
 def register_judges(register: RegisterJudge) -> None:
     """Add judges of free replies; called when a model is evaluated or verified."""
+
+
+@hookspec
+def register_compilers(register: RegisterCompiler) -> None:
+    """Add backends of compiling; called when a backend is looked up."""
 
 
 @hookspec
