@@ -85,6 +85,12 @@ class PackRunner:
         with self._pass(pack.index, pack.generated), self._observing(observe):
             self._model.decoder(**inputs)
 
+    def run(self, pack: Pack) -> None:
+        """Run a pack through the blocks, for the hooks that stand on them."""
+        inputs = self._inputs(pack)
+        with self._pass(pack.index, pack.generated):
+            self._model.decoder(**inputs)
+
     def logits(self, pack: Pack, places: Tensor) -> Tensor:
         """Return the next-token logits at ``places`` of the flattened pack, [places, vocabulary]."""
         width = pack.tokens.shape[1]

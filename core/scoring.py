@@ -191,7 +191,7 @@ class NeutralScorer:
         found: list[Tensor] = []
         lost: list[Tensor] = []
         for number, pack in enumerate(base.packs()):
-            places, following = _scored(pack)
+            places, following = scored_places(pack)
             if number < len(self._base):
                 before = self._base[number]
             else:
@@ -212,7 +212,7 @@ class NeutralScorer:
         return Divergence(float(kl.mean()), float(kl.quantile(0.95)), rms, ratio, len(kl))
 
 
-def _scored(pack: Pack) -> tuple[Tensor, Tensor]:
+def scored_places(pack: Pack) -> tuple[Tensor, Tensor]:
     """Return the places that are scored, and the token that follows each in its text (-1 behind the last one)."""
     tokens = pack.tokens.flatten()
     places, following = [], []
