@@ -5,10 +5,12 @@ from engrain.plugins.spec import RegisterCompiler, hookimpl
 
 @hookimpl
 def register_compilers(register: RegisterCompiler) -> None:
-    """A bias for what is added, orthogonal matrices for what is ablated."""
+    """A bias or a readout of rank 1 for what is added, orthogonal matrices for what is ablated."""
     # Imported when something is compiled: the command line starts without torch.
     from engrain.core.compile.ablate import compile_ablate
     from engrain.core.compile.bias import compile_bias
+    from engrain.core.compile.rank1 import compile_rank1
 
     register("ablate", compile_ablate)
     register("bias", compile_bias)
+    register("rank1", compile_rank1)

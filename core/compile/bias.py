@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engrain.core.capture import PackRunner
-from engrain.core.compile.compiler import PROBE, Order, Progress, check_base, check_closed_form
+from engrain.core.compile.compiler import PROBE, Order, Progress, Spec, check_base, check_closed_form
 from engrain.core.compile.target import mlp_writer
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
@@ -28,7 +28,18 @@ def compile_bias(model: SteerableModel, order: Order, progress: Progress) -> Tas
         InputError: a spec, operation or positions that no bias has; a block with experts; a block that does not add its
             MLP's output as it is (a norm behind the MLP), or something is on the model.
     """
-    check_closed_form(order, NAME, "add")
+    made = exact_biases(model, order, NAME, "faithful")
+    progress(NAME, 1)
+    return made
+
+
+def exact_biases(model: SteerableModel, order: Order, backend: str, spec: Spec) -> TaskVector:
+    """Return the biases that are the vectors, for a backend that starts from them.
+
+    Raises:
+        InputError: as ``compile_bias``, for this backend and spec.
+    """
+    check_closed_form(order, backend, "add", spec)
     check_base(model)
     tensors: dict[str, Tensor] = {}
     for active in order.actives:
@@ -36,9 +47,8 @@ def compile_bias(model: SteerableModel, order: Order, progress: Progress) -> Tas
             name = f"{mlp_writer(model, layer)[0]}.bias"
             shift = active.strength * active.vector.at(layer).float()
             tensors[name] = tensors[name] + shift if name in tensors else shift
-    made = TaskVector(order.name, tensors, model.fingerprint, order.origin(NAME))
+    made = TaskVector(order.name, tensors, model.fingerprint, order.origin(backend))
     _check_exact(model, order, made)
-    progress(NAME, 1)
     return made
 
 

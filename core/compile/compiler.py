@@ -92,13 +92,14 @@ def check_base(model: SteerableModel) -> None:
         raise InputError(f"'{on[0]}' is on '{model.source}'; take it off before something is compiled.")
 
 
-def check_closed_form(order: Order, backend: str, operation: str) -> None:
+def check_closed_form(order: Order, backend: str, operation: str, spec: Spec = "faithful") -> None:
     """Check that a backend that knows its matrices, at every token, is asked for nothing else.
 
     Args:
         order: what is asked for.
         backend: its name.
         operation: the only one that it compiles.
+        spec: likewise.
 
     Raises:
         InputError: another operation, a part of the tokens, kept norms, or a spec or choice of matrices it has not.
@@ -114,7 +115,7 @@ def check_closed_form(order: Order, backend: str, operation: str) -> None:
             )
         if active.preserve_norm:
             raise InputError(f"{what}: it keeps the length of hidden states, which no fixed change of weights does.")
-    if order.spec == "selective":
-        raise InputError(f"'{backend}' changes the weights for every text alike; order it with the spec 'faithful'.")
+    if order.spec != spec:
+        raise InputError(f"'{backend}' compiles the spec '{spec}' alone; order that, or take another backend.")
     if order.target is not None or order.layers is not None:
         raise InputError(f"'{backend}' has no choice of matrices or blocks; leave target and layers out.")

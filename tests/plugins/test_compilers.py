@@ -23,7 +23,7 @@ def plugins() -> Plugins:
     return found
 
 
-def test_both_built_in_backends_are_found_and_compile(plugins: Plugins) -> None:
+def test_the_backends_without_a_corpus_are_found_and_compile(plugins: Plugins) -> None:
     model = SteerableModel(random_model("llama"), byte_tokenizer())
     vector = SteeringVector({1: torch.ones(32)}, "v")
     for backend, operation in (("bias", "add"), ("ablate", "ablate")):
