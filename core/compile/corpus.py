@@ -2,8 +2,13 @@
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from engrain.core.packing import Encoded
+
+# Raw paragraphs and ordinary chat turns, for ``read_neutral``: to be left as they are by what is compiled. None of them
+# is among the neutral texts that verdicts are on.
+RETAIN = Path(__file__).parents[1] / "data" / "retain.jsonl"
 
 
 @dataclass(frozen=True)
