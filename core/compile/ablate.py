@@ -43,7 +43,7 @@ def compile_ablate(model: SteerableModel, order: Order, progress: Progress) -> T
             if layer in directions:
                 raise InputError(f"Block {layer} is given two directions to ablate; compile them one after the other.")
             vector = active.vector.at(layer).double()
-            directions[layer] = (active.strength, vector / vector.norm())
+            directions[layer] = (active.strength, nn.functional.normalize(vector, dim=0))
     parameters = dict(model.hf.named_parameters())
     whole: dict[str, Tensor] = {}
     strengths: dict[str, float] = {}
