@@ -9,6 +9,8 @@ PARTS = (
     ["memory"],
     ["overhead"],
     ["startup"],
+    ["calibration"],
+    ["random_directions", "listening"],
     ["apollo"],
     ["registry_speed"],
     ["registry_writers"],
