@@ -1,6 +1,6 @@
 """How many of 20 random directions, as long as a calibrated vector, get a passing verdict: one in twenty at most.
 
-python -m benchmarks.random_directions BEHAVIOR
+engrain calibrate BEHAVIOR && python -m benchmarks.random_directions BEHAVIOR
 
 A verdict passes when every gate does. All are put through the two gates that cost least, the effect and the controls,
 with the pairs, the random rivals and the bootstrap of ``engrain verify``; only what passes both goes through the rest.
