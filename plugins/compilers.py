@@ -5,12 +5,14 @@ from engrain.plugins.spec import RegisterCompiler, hookimpl
 
 @hookimpl
 def register_compilers(register: RegisterCompiler) -> None:
-    """A bias or a readout of rank 1 for what is added, orthogonal matrices for what is ablated."""
+    """A bias, a readout of rank 1 or training for what is added, orthogonal matrices for what is ablated."""
     # Imported when something is compiled: the command line starts without torch.
     from engrain.core.compile.ablate import compile_ablate
     from engrain.core.compile.bias import compile_bias
+    from engrain.core.compile.distill import compile_distill
     from engrain.core.compile.rank1 import compile_rank1
 
     register("ablate", compile_ablate)
     register("bias", compile_bias)
+    register("distill", compile_distill)
     register("rank1", compile_rank1)

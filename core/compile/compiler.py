@@ -1,10 +1,12 @@
 """What a backend of compiling is asked for, and what it is."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from engrain.core.compile.corpus import Corpus
+from engrain.core.compile.recipe import Recipe
 from engrain.core.composition import Active
 from engrain.core.errors import InputError, UnknownNameError
 from engrain.core.model import SteerableModel
@@ -35,6 +37,8 @@ class Order:
         target: which matrices, as ``choose_matrices`` takes it; None leaves the choice to the backend.
         layers: which decoder blocks, counted from 0; None leaves the choice to the backend.
         seed: of all drawing.
+        recipe: how a backend that trains does it.
+        workspace: folder of a backend that can be interrupted; without one it starts anew.
 
     Raises:
         InputError: a name that names nothing, or no vector.
@@ -48,6 +52,8 @@ class Order:
     target: str | None = None
     layers: tuple[int, ...] | None = None
     seed: int = 0
+    recipe: Recipe = field(default_factory=Recipe)
+    workspace: Path | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "task vector")
@@ -55,6 +61,21 @@ class Order:
             raise UnknownNameError("spec", self.spec, SPECS)
         if not self.actives:
             raise InputError(f"There is nothing to compile into '{self.name}'; name at least one vector.")
+
+    def texts(self, backend: str) -> Corpus:
+        """Return the corpus, for a backend that cannot do without.
+
+        Raises:
+            InputError: there is none, or a part of it is empty.
+        """
+        if self.corpus is None:
+            raise InputError(f"'{backend}' looks at texts; order it with a corpus.")
+        for part in ("scope", "retain", "held_scope", "held_retain"):
+            if not any(one.prompt or one.reply for one in getattr(self.corpus, part)):
+                raise InputError(
+                    f"The corpus of '{self.name}' has no text in '{part}'; '{backend}' needs some of each part."
+                )
+        return self.corpus
 
     def origin(self, backend: str, **made: Any) -> Mapping[str, Any]:
         """Return what a task vector says of its making; plain JSON."""

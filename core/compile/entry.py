@@ -1,10 +1,12 @@
-"""Forward passes that start in the middle: what lies below the first block that changes is computed once."""
+"""Passes that save work or memory: from a block in the middle on, or with blocks computed again on the way back."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from engrain.core.model import SteerableModel
 
@@ -31,4 +33,18 @@ def entering(model: SteerableModel, layer: int, states: Tensor) -> Iterator[None
         for place, block in enumerate(model.blocks[:layer]):
             stack.callback(block.__dict__.pop, "forward", None)
             block.forward = stand_in(place, block)
+        yield
+
+
+@contextmanager
+def checkpointing(model: SteerableModel, layer: int) -> Iterator[None]:
+    """Keep of each block from ``layer`` on its input alone for the backward pass, and compute the rest again there.
+
+    Chen et al. (2016), arXiv 1604.06174. The model's own switch does so in training mode only, with its dropout.
+    """
+    with ExitStack() as stack:
+        for block in model.blocks[layer:]:
+            forward: Any = block.forward
+            stack.callback(block.__dict__.pop, "forward", None)
+            block.forward = partial(checkpoint, forward, use_reentrant=False)
         yield

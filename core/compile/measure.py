@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engrain.core.compile.passes import Course, Edit, Recorded, next_token_logits
+from engrain.core.compile.passes import Course, Edit, next_token_logits
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
@@ -55,22 +55,20 @@ class Measure:
         self._last = len(model.blocks) - 1
         self._parts = []
         for what, sequences, is_steered in (("scope", scope, True), ("retain", retain, False)):
-            course = Course(model, sequences, entry)
-            recorded = list(course.record(teacher if is_steered else None))
-            other = nullcontext if is_steered else teacher
-            whole = self._distance(course, recorded, other)
+            course = Course(model, sequences, entry, teacher=teacher if is_steered else None)
+            whole = self._distance(course, nullcontext if is_steered else teacher)
             if whole <= 0:
                 raise InputError(f"Steering changes nothing on the held-out {what} texts; there is nothing to compare.")
-            self._parts.append((course, recorded, whole))
+            self._parts.append((course, whole))
 
     def closeness(self, student: Edit) -> Closeness:
         """Return how close the model is inside of ``student()``."""
-        scope, retain = (self._distance(course, recorded, student) / whole for course, recorded, whole in self._parts)
+        scope, retain = (self._distance(course, student) / whole for course, whole in self._parts)
         return Closeness(1 - scope, retain)
 
-    def _distance(self, course: Course, recorded: Sequence[Recorded], edit: Edit) -> float:
+    def _distance(self, course: Course, edit: Edit) -> float:
         total = 0.0
-        for one in recorded:
+        for one in course:
             with torch.no_grad(), edit():
                 found = course.states(one)[self._last]
             total += kl_sum(self._model, one.targets[self._last], found)

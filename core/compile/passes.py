@@ -17,6 +17,9 @@ from engrain.core.scoring import scored_places
 
 Edit = Callable[[], AbstractContextManager[object]]
 
+# What a course keeps of its teacher, bytes: a third of the demo model.
+MEMORY = 192 << 20
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -34,42 +37,79 @@ class Recorded:
     entry: Tensor
     targets: dict[int, Tensor]
 
+    @property
+    def nbytes(self) -> int:
+        """The size of the states, in bytes."""
+        return sum(states.nbytes for states in (self.entry, *self.targets.values()))
+
 
 class Course:
-    """Sequences with a teacher: packs of them, the teacher's states recorded, the student's computed.
+    """Sequences with a teacher: packs of them, the teacher's states on each, the student's computed.
+
+    The teacher's states are kept from the first use of a pack on, as long as there is room; those of the packs after
+    that are computed again at each use.
 
     Args:
         model: the base.
         sequences: conversations with replies, raw text as a reply without a prompt.
-        entry: the first block that may change.
+        entry: the first block that may change; the teacher changes none below it.
         layers: blocks from ``entry`` on whose outputs are compared; the last one is always among them.
+        teacher: makes a context in which the model is the teacher; None for the base.
+        memory: bytes that may be kept.
     """
 
     def __init__(
-        self, model: SteerableModel, sequences: Sequence[Encoded], entry: int, layers: Sequence[int] = ()
+        self,
+        model: SteerableModel,
+        sequences: Sequence[Encoded],
+        entry: int,
+        layers: Sequence[int] = (),
+        teacher: Edit | None = None,
+        memory: int = MEMORY,
     ) -> None:
         self._model = model
         self._runner = PackRunner(model, sequences, learning=True)
         self._entry = entry
+        self._teacher = teacher or nullcontext
+        self._room = memory
+        self._kept: dict[int, Recorded] = {}
         self.layers = tuple(sorted({*layers, len(model.blocks) - 1}))
+        placed = ((pack, scored_places(pack)[0]) for pack in self._runner.packs())
+        self._packs = [(pack, places) for pack, places in placed if len(places)]
 
-    def record(self, teacher: Edit | None = None) -> Iterator[Recorded]:
-        """Yield every pack under the teacher: the model inside of ``teacher()``, or the base."""
-        for pack in self._runner.packs():
-            places, _ = scored_places(pack)
-            with torch.no_grad():
-                base = self._states(pack, nullcontext(), None)
-                entry = base.pop(self._entry - 1)
-                taught = base if teacher is None else self._states(pack, teacher(), entry)
-            targets = {layer: taught[layer].flatten(0, 1)[places] for layer in self.layers}
-            yield Recorded(pack, places, entry, targets)
+    def __len__(self) -> int:
+        """The number of packs."""
+        return len(self._packs)
+
+    @property
+    def places(self) -> int:
+        """The number of places where something is predicted, in all packs."""
+        return sum(len(places) for _, places in self._packs)
+
+    def __getitem__(self, number: int) -> Recorded:
+        """Return one pack under the teacher."""
+        if number in self._kept:
+            return self._kept[number]
+        pack, places = self._packs[number]
+        with torch.no_grad(), self._teacher():
+            found = self._states(pack, None)
+        entry = found.pop(self._entry - 1)
+        one = Recorded(pack, places, entry, {layer: found[layer].flatten(0, 1)[places] for layer in self.layers})
+        if one.nbytes <= self._room:
+            self._room -= one.nbytes
+            self._kept[number] = one
+        return one
+
+    def __iter__(self) -> Iterator[Recorded]:
+        """Yield every pack under the teacher."""
+        return (self[number] for number in range(len(self)))
 
     def states(self, recorded: Recorded) -> dict[int, Tensor]:
         """Return the model's own hidden states at the places, by layer, [places, d_model], with gradients."""
-        found = self._states(recorded.pack, nullcontext(), recorded.entry)
+        found = self._states(recorded.pack, recorded.entry)
         return {layer: found[layer].flatten(0, 1)[recorded.places] for layer in self.layers}
 
-    def _states(self, pack: Pack, edit: AbstractContextManager[object], entry: Tensor | None) -> dict[int, Tensor]:
+    def _states(self, pack: Pack, entry: Tensor | None) -> dict[int, Tensor]:
         """Return the outputs of the layers, and what enters the entry block under the number before it."""
         found: dict[int, Tensor] = {}
 
@@ -80,7 +120,6 @@ class Course:
             return hook
 
         with ExitStack() as stack:
-            stack.enter_context(edit)
             if entry is not None:
                 stack.enter_context(entering(self._model, self._entry, entry))
             else:

@@ -13,7 +13,6 @@ from engrain.core.compile.bias import exact_biases
 from engrain.core.compile.compiler import Order, Progress
 from engrain.core.compile.measure import Closeness, Measure
 from engrain.core.compile.target import Matrix, mlp_writer, oriented
-from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
 from engrain.core.scoring import scored_places
@@ -38,12 +37,7 @@ def compile_rank1(model: SteerableModel, order: Order, progress: Progress) -> Ta
             ``compile_bias`` refuses.
     """
     biases = exact_biases(model, order, NAME, "selective")
-    corpus = order.corpus
-    if corpus is None:
-        raise InputError(f"'{NAME}' looks at texts; order it with a corpus.")
-    for part in ("scope", "retain", "held_scope", "held_retain"):
-        if not any(one.prompt or one.reply for one in getattr(corpus, part)):
-            raise InputError(f"The corpus of '{order.name}' has no text in '{part}'; '{NAME}' needs some of each part.")
+    corpus = order.texts(NAME)
     teacher = partial(model.steer, *order.actives)
     writers = dict(mlp_writer(model, layer) for layer in biases.layers)
     with teacher():

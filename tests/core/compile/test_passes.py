@@ -50,8 +50,7 @@ def _keep(entry: torch.Tensor, output: object) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_recorded_states_lead_to_the_logits_of_the_teacher(family: str) -> None:
     model = tiny(family)
-    course = Course(model, TEXTS[:1], entry=1)
-    (recorded,) = course.record(lambda: model.steer(active()))
+    (recorded,) = Course(model, TEXTS[:1], entry=1, teacher=lambda: model.steer(active()))
     with torch.no_grad(), model.steer(active()):
         whole = model.hf(input_ids=torch.tensor([[1, 2, 3, 4, 5, 6]]), use_cache=False).logits[0, 3:5]
     with torch.no_grad():
@@ -61,18 +60,28 @@ def test_recorded_states_lead_to_the_logits_of_the_teacher(family: str) -> None:
 @pytest.mark.parametrize("entry", [1, 2])
 def test_a_student_that_is_the_teacher_has_its_states(entry: int) -> None:
     model = tiny()
-    course = Course(model, TEXTS, entry, [entry])
-    for recorded in course.record(lambda: model.steer(active(entry))):
+    course = Course(model, TEXTS, entry, [entry], lambda: model.steer(active(entry)))
+    for recorded in course:
         with model.steer(active(entry)):
             found = course.states(recorded)
         for layer in {entry, 2}:
             torch.testing.assert_close(found[layer], recorded.targets[layer])
 
 
+def test_what_is_not_kept_is_computed_again_to_the_bit() -> None:
+    model = tiny()
+    kept, computed = (Course(model, TEXTS, 1, [1], lambda: model.steer(active()), memory) for memory in (1 << 20, 0))
+    assert kept[0] is kept[0]
+    assert computed[0] is not computed[0]
+    for one, other in zip(kept, computed, strict=True):
+        assert torch.equal(one.entry, other.entry)
+        assert all(torch.equal(states, other.targets[layer]) for layer, states in one.targets.items())
+
+
 def test_gradients_flow_into_the_blocks_from_the_entry_on() -> None:
     model = tiny()
     course = Course(model, TEXTS, 1)
-    (recorded,) = course.record(None)
+    (recorded,) = course
     weights = [block.get_submodule("mlp.down_proj").weight for block in model.blocks]
     loss = next_token_logits(model, course.states(recorded)[2]).square().mean()
     gradients = torch.autograd.grad(loss, weights, allow_unused=True)  # type: ignore[arg-type]

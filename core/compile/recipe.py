@@ -1,0 +1,91 @@
+"""How a task vector is trained."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from engrain.core.apollo import Apollo
+from engrain.core.errors import InputError, UnknownNameError
+
+OPTIMIZERS = ("apollo", "apollo-mini", "adamw")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of the backend ``distill``.
+
+    Attributes:
+        optimizer: ``apollo`` (one step size a channel), ``apollo-mini`` (one a matrix) or ``adamw``.
+        rate: the highest learning rate; it rises over the first steps, and falls along a cosine.
+        rank: of APOLLO's projection.
+        steps: of the optimizer.
+        packs: of scope, and as many of retain, that one step is made of; a pack holds 384 tokens at most.
+        hidden: weight of the hidden states' distance.
+        retain: weight of the drift on retained texts.
+        checkpointing: compute each block again in the backward pass instead of keeping what it needs.
+
+    Raises:
+        UnknownNameError: an optimizer that there is not.
+        InputError: a number out of its range.
+    """
+
+    optimizer: str = "apollo"
+    rate: float = 3e-4
+    rank: int = 64
+    steps: int = 40
+    packs: int = 2
+    hidden: float = 1.0
+    retain: float = 1.0
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise UnknownNameError("optimizer", self.optimizer, OPTIMIZERS)
+        if min(self.rank, self.steps, self.packs) < 1 or not self.rate > 0 or min(self.hidden, self.retain) < 0:
+            raise InputError(
+                f"A recipe needs rank, steps and packs from 1, a rate above 0 and weights from 0; this is {self}."
+            )
+
+    def build(self, parameters: Iterable[nn.Parameter], seed: int) -> torch.optim.Optimizer:
+        """Return the optimizer; no weight decay, which would only scale the task vector down.
+
+        Raises:
+            InputError: no parameter would be projected: never silently AdamW.
+        """
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(parameters, lr=self.rate, betas=_BETAS, weight_decay=0.0, foreach=True)
+        mini = self.optimizer == "apollo-mini"
+        made = Apollo(
+            parameters,
+            lr=self.rate,
+            rank=1 if mini else self.rank,
+            scale_type="tensor" if mini else "channel",
+            betas=_BETAS,
+            weight_decay=0.0,
+            seed=seed,
+        )
+        if not made.projected:
+            raise InputError("None of the matrices is projected by APOLLO; choose matrices, or the optimizer adamw.")
+        return made
+
+    def rate_at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        rise = max(1, round(_RISE * self.steps))
+        if step < rise:
+            return self.rate * (step + 1) / rise
+        fallen = 0.5 - 0.5 * math.cos(math.pi * (step - rise) / max(1, self.steps - rise))
+        return self.rate * (1 - (1 - _FLOOR) * fallen)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain JSON."""
+        return asdict(self)
+
+
+# Share of the steps in which the rate rises, and what is left of it in the end.
+_RISE, _FLOOR = 0.1, 0.1
+# A second moment of .999 is not warm before a few hundred steps; there are fewer.
+_BETAS = (0.9, 0.95)
