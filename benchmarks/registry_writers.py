@@ -123,6 +123,7 @@ def main() -> None:
         "refused": sum(one["refused"] for one in done),
         "seconds": round(seconds, 3),
         "problems": problems,
+        "bar": {"versions": options.processes * options.publishes, "problems": []},
     }
     print(json.dumps(result))
     if not options.dry:
