@@ -268,9 +268,9 @@ def main() -> None:
         problems = list({"kill": kills, "flip": flips}[options.what](count, Path(folder)))
     for problem in problems[:20]:
         print(problem)
-    print(f"{options.what}: {count} injections, {len(problems)} problems")
+    print(f"{options.what}: {count} injections, {len(problems)} problems (bar: 0)")
     if not options.dry:
-        write(f"registry-{options.what}", {"injections": count, "problems": len(problems)})
+        write(f"registry-{options.what}", {"injections": count, "problems": len(problems), "bar": 0})
     sys.exit(1 if problems else 0)
 
 

@@ -123,10 +123,13 @@ def main() -> None:
         "refused": sum(one["refused"] for one in done),
         "seconds": round(seconds, 3),
         "problems": problems,
+        "bar": {"problems": []}
+        if options.no_lock
+        else {"versions": options.processes * options.publishes, "problems": []},
     }
     print(json.dumps(result))
     if not options.dry:
-        write("registry-writers", result)
+        write("registry-writers-no-lock" if options.no_lock else "registry-writers", result)
     sys.exit(1 if problems else 0)
 
 

@@ -13,6 +13,7 @@ PARTS = (
     ["random_directions", "listening"],
     ["apollo"],
     ["registry_speed"],
+    ["registry_switch"],
     ["registry_writers"],
     ["registry_faults", "kill"],
     ["registry_faults", "flip"],

@@ -58,6 +58,16 @@ class WeightEdits:
         """What is on the model, by name."""
         return dict(self._applied)
 
+    def base(self, name: str) -> Tensor | None:
+        """Return the base's own numbers of a parameter, whatever is on it now; None for a bias that the base lacks."""
+        parameters = dict(self._hf.named_parameters(remove_duplicate=False))
+        parameter = parameters.get(name)
+        if parameter is None or name in self._attached:
+            return None
+        # A tied parameter is kept under the first of its names.
+        kept = (numbers for first, numbers in self._base.items() if parameters[first] is parameter)
+        return next(kept, parameter.detach())
+
     def set(self, applied: Mapping[str, Applied]) -> None:
         """Put exactly these task vectors on the model; the weights stay as they were when one is refused.
 

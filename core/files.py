@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,20 +65,36 @@ def write_atomically(path: Path, data: bytes, *, force: bool = False) -> None:
         raise OutputExistsError(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            # mkstemp makes the file private; a result is as readable as any other new file.
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        # A result is as readable as any other new file.
+        with drafted(path.parent, [data], 0o644, prefix=f".{path.name}.") as draft:
+            os.replace(draft, path)
     except OSError as error:
         raise InputError(f"'{path}' cannot be written ({error.strerror or error}).") from error
+
+
+@contextmanager
+def drafted(folder: Path, pieces: Iterable[bytes], mode: int, prefix: str = "") -> Iterator[Path]:
+    """Yield a temporary file that holds ``pieces`` and is on the disk; what gives it no name has it removed.
+
+    Args:
+        folder: where it is, on the file system that it is to stay on.
+        pieces: its bytes.
+        mode: who may read and write it; a temporary file is private by itself.
+        prefix: how its name begins.
+
+    Raises:
+        OSError: the disk.
+    """
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=prefix)
+    try:
+        with open(handle, "wb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode)
+        yield Path(temporary)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 @contextmanager

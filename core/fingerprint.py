@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 from platformdirs import user_cache_path
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engrain.core.chat import template_digest
@@ -128,10 +129,21 @@ def _digest_tensors(model: PreTrainedModel) -> str:
     # Sorted by name: the order of buffers is not the same in every process for some families.
     for name, tensor in sorted(model.state_dict().items()):
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        for start in range(0, flat.numel(), _CHUNK):
-            total.update(flat[start : start + _CHUNK].numpy().tobytes())
+        _hash_tensor(total, tensor)
     return f"sha256:{total.hexdigest()}"
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Return ``sha256:<hex>`` of a tensor's bytes; its dtype and shape are no part of it."""
+    hasher = hashlib.sha256()
+    _hash_tensor(hasher, tensor)
+    return f"sha256:{hasher.hexdigest()}"
+
+
+def _hash_tensor(hasher: "hashlib._Hash", tensor: Tensor) -> None:
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    for start in range(0, flat.numel(), _CHUNK):
+        hasher.update(flat[start : start + _CHUNK].cpu().numpy().data)
 
 
 def _digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

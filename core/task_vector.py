@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engrain.core.errors import FingerprintError, VectorError
+from engrain.core.errors import FingerprintError, StrengthError, VectorError
 from engrain.core.files import folder_atomically, parse_object
 from engrain.core.fingerprint import Fingerprint
 from engrain.core.header import MAX_HEADER, read_header
@@ -93,23 +93,14 @@ class TaskVector:
             for layer in sorted(shared)
         }
 
-    def __add__(self, other: "TaskVector") -> Self:
+    def __add__(self, other: "TaskVector") -> "TaskVector":
         """Both changes at once; a tensor that only one has is taken as it is.
 
         Raises:
             FingerprintError: the other one is for another base.
             VectorError: a tensor of another shape.
         """
-        self._check_base(other)
-        total = dict(self.tensors)
-        for name, delta in other.tensors.items():
-            if name in total and total[name].shape != delta.shape:
-                raise VectorError(
-                    f"Task vectors '{self.name}' and '{other.name}' change '{name}' with the shapes "
-                    f"{list(total[name].shape)} and {list(delta.shape)}; they cannot be added."
-                )
-            total[name] = total[name] + delta if name in total else delta
-        return replace(self, name=f"{self.name}+{other.name}", tensors=total, origin={})
+        return replace(weighted_sum([(self, 1.0), (other, 1.0)]), name=f"{self.name}+{other.name}")
 
     def __mul__(self, scale: float) -> Self:
         """Scale the change."""
@@ -198,8 +189,46 @@ class TaskVector:
         if differences:
             raise FingerprintError(
                 f"Task vectors '{self.name}' and '{other.name}' were made on different bases, "
-                f"'{self.fingerprint.source}' and '{other.fingerprint.source}': {', '.join(differences)} differ."
+                f"'{self.fingerprint.source}' and '{other.fingerprint.source}': {', '.join(differences)} differ. "
+                f"Compile one of them again on the other's base."
             )
+
+
+def weighted_sum(parts: Sequence[tuple[TaskVector, float]]) -> TaskVector:
+    """Return the sum of scale * delta over task vectors of one base, named as the first; its origin is empty.
+
+    A tensor that one of them has not counts as zeros there. Each sum is made in float64 and rounded once.
+
+    Raises:
+        FingerprintError: two are for different bases.
+        VectorError: two change a tensor with different shapes, no parts, or a sum beyond float32.
+        StrengthError: a scale is not finite.
+    """
+    if not parts:
+        raise VectorError("No task vectors to add; give at least one.")
+    first = parts[0][0]
+    where: dict[str, list[tuple[TaskVector, float]]] = defaultdict(list)
+    for one, scale in parts:
+        if not math.isfinite(scale):
+            raise StrengthError(f"The scale of '{one.name}' is {scale}; it must be a finite number.")
+        first._check_base(one)
+        for name in one.tensors:
+            where[name].append((one, scale))
+    return replace(first, tensors={name: _sum(name, having) for name, having in where.items()}, origin={})
+
+
+def _sum(name: str, parts: Sequence[tuple[TaskVector, float]]) -> Tensor:
+    first = parts[0][0]
+    total = torch.zeros_like(first.tensors[name], dtype=torch.float64)
+    for one, scale in parts:
+        delta = one.tensors[name]
+        if delta.shape != total.shape:
+            raise VectorError(
+                f"Task vectors '{first.name}' and '{one.name}' change '{name}' with the shapes {list(total.shape)} and "
+                f"{list(delta.shape)}, so they cannot be added. Leave one of them out, or compile it again."
+            )
+        total += scale * delta.double()
+    return total.float()
 
 
 def layer_of(name: str) -> int | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from engrain.core.errors import ConflictError, InputError, IntegrityError
-from engrain.registry.blob import is_whole, remove, replace
+from engrain.registry.blob import chunks, is_whole, measure, reading, remove, replace
 from engrain.registry.mark import Ref, Target, ref_path, ref_record
 from engrain.registry.policy import check_policy, newest_verdict
 from engrain.registry.reference import Reference
@@ -13,7 +13,10 @@ from engrain.registry.version import Version
 
 
 class Live(Protocol):
-    """Whatever runs what an alias points at. Each step raises to say no; the alias then stays, or goes back."""
+    """Whatever runs what an alias points at. Each step raises to say no; the alias then stays, or goes back.
+
+    `switch` and `confirm` are called while the registry is locked: they must not write to it.
+    """
 
     def prepare(self, version: Version, /) -> None:
         """Have it ready beside what runs now; nothing is switched yet."""
@@ -22,7 +25,7 @@ class Live(Protocol):
         """Run it."""
 
     def confirm(self, version: Version, /) -> None:
-        """Check that it runs well."""
+        """Check that it runs well; if not, run what ran before, and raise."""
 
 
 @dataclass(frozen=True)
@@ -108,15 +111,23 @@ class Check(Protocol):
 
 
 def place(
-    store: Store, alias: Reference, version: Version, act: str, about: dict[str, Any], check: Check, live: Live | None
+    store: Store,
+    alias: Reference,
+    version: Version,
+    act: str,
+    about: dict[str, Any],
+    check: Check,
+    live: Live | None,
+    *,
+    rehash: bool = False,
 ) -> Move:
     """Move an alias in the steps prepare, switch, confirm.
 
-    Prepared: the version's files are there in full size (they are hashed when they are read). Switched: the journal has
-    the intent and the alias's file is replaced. Confirmed: the journal has the commit. A process that is killed after
-    the switch has moved it; the next writer confirms that.
+    Prepared: the version's files are there in full size (they are hashed when they are read, and now with ``rehash``).
+    Switched: the journal has the intent and the alias's file is replaced. Confirmed: the journal has the commit. A
+    process that is killed after the switch has moved it; the next writer confirms that.
     """
-    _prepare(store, version)
+    _prepare(store, version, rehash)
     if live is not None:
         live.prepare(version)
     path = ref_path(store.root, alias)
@@ -124,6 +135,7 @@ def place(
     with store.writing() as journal:
         ref = store.ref(alias)
         check(ref)
+        store.check_not_deleted(Reference(alias.kind, alias.name, version.number))  # which may have come in between
         before = None if ref is None else ref.target
         origin = None if ref is None else ref.target.to_json() | {"seq": ref.seq}
         intent = journal.begin(act, alias=str(alias), **{"from": origin}, to=after.to_json(), **about)
@@ -144,9 +156,12 @@ def place(
     return Move(alias, before, after, intent.seq, about.get("evidence"))
 
 
-def _prepare(store: Store, version: Version) -> None:
+def _prepare(store: Store, version: Version, rehash: bool) -> None:
+    mend = "Nothing was moved. Fetch it back: engrain registry verify --repair --remote REMOTE."
     for digest, size in version.blobs.items():
         path = store.object_path(digest)
         if not is_whole(path, size):
-            mend = "Nothing was moved. Fetch it back: engrain registry verify --repair --remote REMOTE."
             raise IntegrityError(f"'{version.reference}' lacks '{path}' ({size} bytes). {mend}")
+        with reading(path):
+            if rehash and measure(chunks(path))[0] != digest:
+                raise IntegrityError(f"'{version.reference}' has '{path}', whose bytes were changed. {mend}")

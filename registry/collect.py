@@ -1,5 +1,7 @@
 """Garbage collection: removes what nothing needs, only on request; what is needed is found out anew each time."""
 
+import os
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,8 +52,9 @@ def collect(store: Store, *, dry_run: bool = True, grace: float = GRACE) -> Coll
     with store.writing() as journal:
         manifests, blobs, kept = _needed(store)
         old = time.time() - grace
-        files = [path for path in _unneeded(store, manifests, blobs) if path.stat().st_mtime <= old]
-        size = sum(path.stat().st_size for path in files)
+        found = dict(_unneeded(store, manifests, blobs))
+        files = [path for path, about in found.items() if about.st_mtime <= old]
+        size = sum(found[path].st_size for path in files)
         if not dry_run and files:
             intent = journal.begin("gc", files=len(files), size=size)
             for path in files:
@@ -106,9 +109,13 @@ def _needed(store: Store) -> tuple[set[Path], set[Path], list[tuple[str, str]]]:
     return manifests, blobs, kept
 
 
-def _unneeded(store: Store, manifests: set[Path], blobs: set[Path]) -> Iterator[Path]:
-    for folder, needed in ((store.root / "objects", blobs), (store.root / "manifests", manifests)):
-        for path in sorted(folder.glob("sha256/*/*")):
-            if path not in needed and path.is_file() and not path.is_symlink():
-                yield path
-    yield from sorted(path for path in (store.root / "tmp").iterdir() if path.is_file() and not path.is_symlink())
+def _unneeded(store: Store, manifests: set[Path], blobs: set[Path]) -> Iterator[tuple[Path, os.stat_result]]:
+    needed = manifests | blobs
+    for pattern in ("objects/sha256/*/*", "manifests/sha256/*/*", "tmp/*"):
+        for path in sorted(store.root.glob(pattern)):
+            try:
+                about = path.lstat()
+            except FileNotFoundError:
+                continue  # a publisher had it in tmp/, and has given it its name
+            if path not in needed and stat.S_ISREG(about.st_mode):
+                yield path, about

@@ -99,4 +99,5 @@ class History:
 
 def _number(raw: bytes) -> int:
     digits = raw.rpartition(b'"v":')[2].removesuffix(b"}")
-    return int(digits) if digits.isdigit() else 0
+    # 15 digits, as in a reference: more are no number of ours, and thousands of them would be an error of int().
+    return int(digits) if digits.isdigit() and len(digits) <= 15 else 0

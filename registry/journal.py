@@ -16,60 +16,17 @@ are a write that was cut off, unless HEAD counts them. A whole line whose seq wa
 import getpass
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from engrain.core.errors import IntegrityError
 from engrain.registry.blob import append_line, make_folder, open_regular, read_now, reading, replace, sha256
+from engrain.registry.event import ENDS, NOTES, REPAIR, Event
 from engrain.registry.sealed import digest_of, seal, unseal
 
-NOTES = frozenset({"adopt", "quarantine", "repair"})
-_ENDS = frozenset({"commit", "abort"})
 _FIRST = "0" * 64  # what the first event has for the seal of the one before
-REPAIR = "Everything else is safe. Set it right with: engrain registry verify --repair."
-
-
-@dataclass(frozen=True)
-class Event:
-    """One line of the journal.
-
-    Attributes:
-        seq: its number.
-        act: what was done.
-        seal: its own digest, bare hex.
-        fields: all that the line says.
-    """
-
-    seq: int
-    act: str
-    seal: str
-    fields: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def time(self) -> str:
-        """When, by the clock of the machine, in UTC."""
-        return str(self.fields["time"])
-
-    @property
-    def ends(self) -> bool:
-        """Whether nothing is open after it."""
-        return self.act in NOTES | _ENDS
-
-    @classmethod
-    def parse(cls, raw: bytes, where: str) -> "Event":
-        """Read a line.
-
-        Raises:
-            IntegrityError: it is damaged.
-        """
-        fields = unseal(raw, where, REPAIR)
-        seq, act = fields.get("seq"), fields.get("act")
-        texts = (act, fields.get("prev"), fields.get("time"), fields.get("actor"))
-        if type(seq) is not int or seq < 1 or not all(isinstance(text, str) for text in texts):
-            raise IntegrityError(f"{where} is not a line of a journal. {REPAIR}")
-        return cls(seq, str(act), digest_of(raw), fields)
 
 
 @dataclass(frozen=True)
@@ -131,10 +88,10 @@ def read_head(folder: Path) -> tuple[int, str, int] | None:
     if raw is None:
         return None
     fields = unseal(raw, f"'{path}'", REPAIR)
-    try:
-        return int(fields["seq"]), str(fields["last"]), int(fields["size"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(f"'{path}' is not the head of a journal. {REPAIR}") from error
+    seq, last, size = (fields.get(key) for key in ("seq", "last", "size"))
+    if type(seq) is not int or type(size) is not int or min(seq, size) < 0 or not isinstance(last, str):
+        raise IntegrityError(f"'{path}' is not the head of a journal. {REPAIR}")
+    return seq, last, size
 
 
 def read_chain(folder: Path) -> Chain:
@@ -166,7 +123,7 @@ def read_chain(folder: Path) -> Chain:
         faults.append(Fault("HEAD", f"'{folder / 'HEAD'}' is missing."))
     known = {key for event in events if event.act == "repair" for key in event.fields.get("faults", [])}
     remarks += [f"known since a repair: {fault.problem}" for fault in faults if fault.key in known]
-    outcomes = {event.fields["of"]: event.act for event in events if event.act in _ENDS and "of" in event.fields}
+    outcomes = {event.fields["of"]: event.act for event in events if event.act in ENDS and "of" in event.fields}
     unknown = tuple(fault for fault in faults if fault.key not in known)
     return Chain(tuple(events), outcomes, unknown, tuple(remarks))
 

@@ -27,7 +27,7 @@ def lease(store: Store, version: Version) -> Iterator[None]:
     """
     folder = store.root / "leases"
     path = folder / f"{version.digest.removeprefix('sha256:')}.{uuid.uuid4().hex}"
-    lock = FileLock(path)
+    lock = FileLock(path, thread_local=False)  # it may end in another thread than it began in
     with writing_to(store.root):
         make_folder(folder)
         lock.acquire()

@@ -24,6 +24,7 @@ class Node:
         role: what it is to the node above; empty at the root.
         aliases: what points at it.
         below: the next ones.
+        again: it stands in the tree before, and what is below it is drawn there.
     """
 
     digest: str
@@ -31,6 +32,7 @@ class Node:
     role: str = ""
     aliases: tuple[str, ...] = ()
     below: tuple["Node", ...] = field(default=())
+    again: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields."""
@@ -40,6 +42,7 @@ class Node:
             "role": self.role,
             "aliases": list(self.aliases),
             "below": [node.to_json() for node in self.below],
+            "again": self.again,
         }
 
 
@@ -71,11 +74,11 @@ class Lineage:
 
     def ancestors(self, version: Version) -> Node:
         """Return the tree of what a version was made from."""
-        return self._tree(version.digest, "", self._parents, frozenset())
+        return self._tree(version.digest, "", self._parents, set())
 
     def descendants(self, version: Version) -> Node:
         """Return the tree of what was made from a version."""
-        return self._tree(version.digest, "", lambda digest: self._children.get(digest, []), frozenset())
+        return self._tree(version.digest, "", lambda digest: self._children.get(digest, []), set())
 
     def _read_name(self, kind: str, name: str) -> None:
         try:
@@ -96,8 +99,11 @@ class Lineage:
         except (EngrainError, KeyError):
             return []  # damaged, removed, or in another registry
 
-    def _tree(self, digest: str, role: str, edges: Callable[[str], list[Parent]], above: frozenset[str]) -> Node:
-        # Digests cannot form a ring, but a hostile index could pretend one.
-        below = () if digest in above else edges(digest)
-        nodes = tuple(self._tree(one.digest, one.role, edges, above | {digest}) for one in below)
-        return Node(digest, tuple(self.names(digest)), role, tuple(self._aliases.get(digest, ())), nodes)
+    def _tree(self, digest: str, role: str, edges: Callable[[str], list[Parent]], drawn: set[str]) -> Node:
+        # What is reached by several ways is drawn once: the ways double with each step. A hostile index could even
+        # pretend a ring.
+        next_ones = edges(digest)
+        again = digest in drawn and bool(next_ones)
+        drawn.add(digest)
+        below = () if again else tuple(self._tree(one.digest, one.role, edges, drawn) for one in next_ones)
+        return Node(digest, tuple(self.names(digest)), role, tuple(self._aliases.get(digest, ())), below, again)

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from engrain.registry.journal import NOTES, Chain, Event
+from engrain.registry.event import NOTES, Event
+from engrain.registry.journal import Chain
 from engrain.registry.reference import Reference
 
 # Keys of an event that say what it was about, in the order of a sentence.

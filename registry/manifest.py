@@ -21,6 +21,7 @@ EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 TITLE_KEY = "org.opencontainers.image.title"
 PARENTS_KEY = "vnd.engrain.parents"
 TITLE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+LINE_MEMBERS = ("actor", "manifest", "provenance", "time", "v")  # of a version line, besides its seal
 MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 
 
@@ -190,7 +191,8 @@ class VersionLine:
             if provenance is not None:
                 check_digest(provenance)
             created = datetime.fromisoformat(fields["time"])
-            good = type(fields["v"]) is int and fields["v"] == number and created.tzinfo is not None
+            good = type(fields["v"]) is int and fields["v"] == number >= 1 and created.tzinfo is not None
+            str.encode(fields.get("actor", ""))  # text that can be written again
         except (InputError, KeyError, TypeError, ValueError) as error:
             raise ValueError("not a version line") from error
         if not good:

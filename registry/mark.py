@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engrain.core.errors import IntegrityError
-from engrain.registry.blob import read_now
+from engrain.core.errors import InputError, IntegrityError
+from engrain.registry.blob import read_now, reading
 from engrain.registry.reference import NAME, Reference, check_digest
 from engrain.registry.sealed import seal, unseal
 
@@ -82,17 +82,22 @@ def read_ref(root: Path, alias: Reference) -> Ref | None:
     if fields is None:
         return None
     try:
-        if fields["alias"] != str(alias):
+        if fields["alias"] != str(alias) or type(fields["seq"]) is not int:
             raise KeyError("alias")
-        return Ref(Target.from_json(fields), int(fields["seq"]))
-    except (KeyError, TypeError, ValueError) as error:
+        return Ref(Target.from_json(fields), fields["seq"])
+    except (InputError, KeyError, TypeError) as error:
         raise IntegrityError(f"'{path}' is not the alias '{alias}'. {_MEND}") from error
 
 
 def aliases(root: Path, kind: str, name: str) -> list[Reference]:
-    """Return the aliases that a name has, sorted, whether they are intact or not."""
+    """Return the aliases that a name has, sorted, whether they are intact or not.
+
+    Raises:
+        InputError: the folder may not be read.
+    """
     folder = root / "refs" / kind / name
-    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
+    with reading(folder):
+        found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
     return [Reference(kind, name, alias=one) for one in found if NAME.fullmatch(one)]
 
 
@@ -111,9 +116,31 @@ def read_tombstone(folder: Path, number: int) -> dict[str, Any] | None:
 
     Raises:
         InputError: the file may not be read.
-        IntegrityError: it is empty or changed.
+        IntegrityError: it is empty, changed, or that of another version.
     """
-    return _read(tombstone_path(folder, number))
+    path = tombstone_path(folder, number)
+    fields = _read(path)
+    if fields is None:
+        return None
+    try:
+        check_stone(fields)
+        if (fields["name"], fields["v"]) != (f"{folder.parent.name}/{folder.name}", number):
+            raise ValueError("that of another version")
+    except (AttributeError, InputError, KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"'{path}' is not the tombstone of version {number}. {_MEND}") from error
+    return fields
+
+
+def check_stone(fields: Any) -> None:
+    """Check the members of a tombstone.
+
+    Raises:
+        AttributeError, InputError, KeyError, TypeError, ValueError: one is missing, or not what it should be.
+    """
+    Reference.parse(fields["name"])
+    texts = (fields[key] for key in ("actor", "reason", "time"))
+    if not all(isinstance(text, str) for text in texts) or not all(type(fields[key]) is int for key in ("seq", "v")):
+        raise ValueError("not a tombstone")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -11,11 +11,10 @@ from engrain.core.errors import EngrainError, IntegrityError, PolicyError
 from engrain.registry.blob import read_now
 from engrain.registry.manifest import parents_of, parse_object
 from engrain.registry.reference import NAME, Reference
-from engrain.registry.store import Store
+from engrain.registry.store import Store, Version
 
 PROTECTED = ("production", "stable")
-_ROLES = frozenset({"vector", "task-vector"})
-# A behavior is verified as one of these; pairs, profiles and verdicts themselves are not.
+# A behavior is verified as one of these kinds, which is the role of a verdict's parent too.
 _VERIFIED = frozenset({"vector", "task-vector"})
 
 
@@ -56,7 +55,10 @@ def protected_aliases(store: Store) -> tuple[str, ...]:
 
 
 def newest_verdict(store: Store, digest: str) -> Evidence | None:
-    """Return the newest verdict on the manifest ``digest``, or None; damaged verdicts count for nothing."""
+    """Return the newest verdict on the manifest ``digest``, or None.
+
+    One whose manifest is damaged is on nobody knows what, and is passed over; one whose gates are damaged did not pass.
+    """
     newest: Evidence | None = None
     for name in store.names("verdict"):
         try:
@@ -68,15 +70,22 @@ def newest_verdict(store: Store, digest: str) -> Evidence | None:
                 if digest.encode() not in store.read(line.digest):
                     continue
                 version = store.resolve(Reference("verdict", name, line.number))
-                if not any(one.role in _ROLES and one.digest == digest for one in parents_of(version.manifest)):
+                if not any(one.role in _VERIFIED and one.digest == digest for one in parents_of(version.manifest)):
                     continue
-                passed = version.config.get("passed") is True
             except EngrainError:  # damaged, or deleted
                 continue
+            passed = _passed(version)
             if newest is None or line.created > newest.created:
                 newest = Evidence(version.reference, line.digest, line.created, passed)
             break
     return newest
+
+
+def _passed(verdict: Version) -> bool:
+    try:
+        return verdict.config.get("passed") is True
+    except EngrainError:
+        return False
 
 
 def check_policy(store: Store, alias: Reference, digest: str, evidence: Evidence | None) -> None:

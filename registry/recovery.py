@@ -1,4 +1,4 @@
-"""What a writer does first: found a registry that is not there, and settle what another writer left half done."""
+"""What a writer does first: write registry.json where there is none, and settle what another left half done."""
 
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -7,7 +7,8 @@ import rfc8785
 
 from engrain.core.errors import IntegrityError
 from engrain.registry.blob import read_now, sha256, write
-from engrain.registry.journal import Event, Writer, now
+from engrain.registry.event import Event
+from engrain.registry.journal import Writer, now
 from engrain.registry.manifest import parse_object
 from engrain.registry.mark import read_tombstone
 from engrain.registry.reference import KINDS, Reference
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from engrain.registry.store import Store
 
 
-def found_registry(store: "Store") -> None:
+def write_registry_file(store: "Store") -> None:
     """Write registry.json where there is none. Call under the lock."""
     path = store.root / "registry.json"
     if not path.exists():

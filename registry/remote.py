@@ -14,7 +14,6 @@ Everything but an alias is created once and never written again; an alias is swa
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +21,7 @@ from typing import Protocol
 from filelock import FileLock
 
 from engrain.core.errors import InputError
-from engrain.registry.blob import chunks, content, make_folder, read_now, replace, sync_folder
+from engrain.registry.blob import chunks, content, create, make_folder, read_now, replace
 
 _HEX = r"sha256/[0-9a-f]{2}/[0-9a-f]{62}"
 _NAME = r"[a-z-]+/[a-z][a-z0-9_-]{0,127}"
@@ -96,35 +95,15 @@ class FolderRemote:
     def get(self, key: str) -> Iterable[bytes] | None:
         """See `Remote`."""
         path = self._path(key)
-        try:
-            if not path.exists() and not path.is_symlink():
-                return None
-            return chunks(path) if path.stat().st_size >> 20 else [b"".join(chunks(path))]
-        except OSError as error:
-            raise self._refusal(error) from error
+        return self._pieces(path) if os.path.lexists(path) else None
 
     def put(self, key: str, source: bytes | Path) -> bool:
         """See `Remote`."""
         path = self._path(key)
         try:
-            temporary_folder = self._prepare(path)
-            handle, temporary = tempfile.mkstemp(dir=temporary_folder)
-            try:
-                with open(handle, "wb") as stream:
-                    for piece in content(source):
-                        stream.write(piece)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.chmod(temporary, 0o444)
-                os.link(temporary, path)
-            except FileExistsError:
-                return False
-            finally:
-                Path(temporary).unlink(missing_ok=True)
-            sync_folder(path.parent)
+            return create(path, content(source), self._prepare(path))
         except OSError as error:
             raise self._refusal(error) from error
-        return True
 
     def swap(self, key: str, raw: bytes, expect: bytes | None) -> bool:
         """See `Remote`."""
@@ -157,6 +136,12 @@ class FolderRemote:
             if folder.is_symlink():
                 raise InputError(f"'{folder}' is a symbolic link, which is not followed. Put the folder itself there.")
         return path
+
+    def _pieces(self, path: Path) -> Iterator[bytes]:
+        try:
+            yield from chunks(path)
+        except OSError as error:
+            raise self._refusal(error) from error
 
     def _prepare(self, path: Path) -> Path:
         for folder in (path.parent, self._root / "tmp", self._root / "locks"):

@@ -8,13 +8,14 @@ from typing import Any
 from engrain.core.errors import EngrainError, IntegrityError
 from engrain.registry.audit import Problem, disk_names, set_aside
 from engrain.registry.blob import make_folder, read_now, replace, write_pieces
-from engrain.registry.journal import REPAIR, read_chain
-from engrain.registry.mark import ref_path, tombstone_path
+from engrain.registry.event import REPAIR
+from engrain.registry.journal import read_chain
+from engrain.registry.mark import Target, check_stone, ref_path, tombstone_path
 from engrain.registry.recovery import settle
 from engrain.registry.reference import Reference
 from engrain.registry.sealed import unseal
 from engrain.registry.state import State, replay
-from engrain.registry.store import Store
+from engrain.registry.store import Store, writing_to
 
 # Returns the pieces of what has a key like ``objects/sha256/ab/cdef...``, or None where there is no such thing.
 Fetch = Callable[[str], Iterable[bytes] | None]
@@ -123,10 +124,11 @@ def _marks(store: Store, state: State, adopted: dict[str, Any]) -> list[str]:
             else:
                 adopted["tombstones"].append(fields)
             continue
-        _keep(store, path)
         if wanted is None:
+            set_aside(store, path)
             done.append(f"'{path}' was not written by engrain, and was set aside.")
         else:
+            _keep(store, path)
             replace(path, wanted, store.root / "tmp")
             done.append(f"'{path}' was written again from the journal.")
     return done
@@ -137,11 +139,13 @@ def _intact(raw: bytes | None, path: Path) -> dict[str, Any] | None:
         fields = unseal(raw or b"", str(path), REPAIR)
         kind, name = path.parts[-3:-1] if "alias" in fields else path.parts[-4:-2]
         if "alias" in fields:
-            good = fields["alias"] == str(Reference(kind, name, alias=path.name))
+            Target.from_json(fields)
+            good = fields["alias"] == str(Reference(kind, name, alias=path.name)) and isinstance(fields["time"], str)
         else:
+            check_stone(fields)
             good = fields["name"] == f"{kind}/{name}" and str(fields["v"]) == path.name
-        return fields if good and isinstance(fields["seq"], int) else None
-    except (EngrainError, KeyError):
+        return fields if good and type(fields["seq"]) is int and fields["seq"] > 0 else None
+    except (AttributeError, EngrainError, KeyError, TypeError, ValueError):
         return None
 
 
@@ -151,15 +155,19 @@ def _fetched(store: Store, problems: Iterable[Problem], fetch: Fetch) -> list[st
         if problem.needs is None:
             continue
         key = problem.path.relative_to(store.root).as_posix()
-        pieces = fetch(key)
-        if pieces is None:
-            done.append(f"The remote does not have {key}.")
+        try:
+            pieces = fetch(key)
+            if pieces is None:
+                done.append(f"The remote does not have {key}.")
+                continue
+            with writing_to(store.root):
+                make_folder(problem.path.parent)
+                whole = write_pieces(problem.path, pieces, problem.needs, store.root / "tmp")
+        except EngrainError as error:
+            done.append(f"{key} was not fetched: {error}")
             continue
-        make_folder(problem.path.parent)
-        if write_pieces(problem.path, pieces, problem.needs, store.root / "tmp"):
-            done.append(f"{key} was fetched from the remote.")
-        else:
-            done.append(f"What the remote has as {key} is damaged too, and was not taken.")
+        damaged = f"What the remote has as {key} is damaged too, and was not taken."
+        done.append(f"{key} was fetched from the remote." if whole else damaged)
     return done
 
 

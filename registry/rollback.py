@@ -3,7 +3,7 @@
 from engrain.core.errors import ConflictError, InputError, IntegrityError, UnknownNameError
 from engrain.registry.alias import Live, Move, place
 from engrain.registry.blob import read_now
-from engrain.registry.journal import NOTES, Event
+from engrain.registry.event import NOTES, Event
 from engrain.registry.mark import Ref, Target, aliases
 from engrain.registry.reference import Reference
 from engrain.registry.state import Track, replay
@@ -17,6 +17,7 @@ def roll_back(
     steps: int = 1,
     to: int | None = None,
     reason: str = "",
+    rehash: bool = False,
     live: Live | None = None,
 ) -> Move:
     """Point an alias at what it pointed at before.
@@ -31,21 +32,20 @@ def roll_back(
         steps: how many moves to take off.
         to: instead, take off until the alias points at this version.
         reason: why, for the journal.
+        rehash: hash the files of the version to go back to; without it, only that they are there in full size is
+            checked, and they are hashed when they are loaded.
         live: what runs it.
 
     Raises:
         UnknownNameError: no such alias, or the version to go back to was deleted.
         InputError: it was not there before, or not so many moves ago.
         ConflictError: somebody moved it meanwhile.
-        IntegrityError: the journal lacks moves of it, or the version's files are missing.
+        IntegrityError: the journal lacks moves of it, or the version's files are missing, or changed (``rehash``).
     """
-    if store.ref(alias) is None:
-        known = [str(one) for one in aliases(store.root, alias.kind, alias.name)]
-        raise UnknownNameError("alias", str(alias), known)
+    _present(store, alias)
     with store.writing():
         pass  # a move that was interrupted is settled first: its alias may be ahead of the journal
-    ref = store.ref(alias)
-    assert ref is not None
+    ref = _present(store, alias)
     events = alias_events(store, alias)
     track = replay(events).tracks.get(str(alias), Track())
     stack = track.stack
@@ -71,7 +71,15 @@ def roll_back(
         if found != ref:
             raise ConflictError(f"'{alias}' was moved meanwhile; nothing was rolled back. Look again.")
 
-    return place(store, alias, version, "rollback", about, check, live)
+    return place(store, alias, version, "rollback", about, check, live, rehash=rehash)
+
+
+def _present(store: Store, alias: Reference) -> Ref:
+    ref = store.ref(alias)
+    if ref is None:
+        known = [str(one) for one in aliases(store.root, alias.kind, alias.name)]
+        raise UnknownNameError("alias", str(alias), known)
+    return ref
 
 
 def alias_events(store: Store, alias: Reference) -> list[Event]:
@@ -91,15 +99,19 @@ def alias_events(store: Store, alias: Reference) -> list[Event]:
         except IntegrityError:
             pass  # the events around it say that it is missing
         else:
-            if event.act in NOTES or _committed(raw, end + 1, event.seq):
+            if event.act in NOTES or _committed(raw, end + 1, event):
                 found.append(event)
         place = raw.find(needle, end)
     return found
 
 
-def _committed(raw: bytes, after: int, seq: int) -> bool:
-    place = raw.find(f'"of":{seq},'.encode(), after)
-    return place >= 0 and b'"act":"commit"' in raw[raw.rfind(b"\n", 0, place) + 1 : place]
+def _committed(raw: bytes, after: int, event: Event) -> bool:
+    place = raw.find(f'"of":{event.seq},'.encode(), after)
+    if place < 0:
+        return False
+    line = raw[raw.rfind(b"\n", 0, place) + 1 : raw.find(b"\n", place)]
+    # A commit follows its intent; that of another is not for a line of the same number that lost a race.
+    return b'"act":"commit"' in line and f'"prev":"{event.seal}"'.encode() in line
 
 
 def _evidence(events: list[Event], target: Target) -> object:

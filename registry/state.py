@@ -7,9 +7,11 @@ from typing import Any
 import rfc8785
 
 from engrain.core.errors import InputError
-from engrain.registry.journal import Event
+from engrain.registry.event import Event
 from engrain.registry.mark import Target, ref_record, tombstone_record
 from engrain.registry.sealed import seal
+
+_MAX_LOST = 1_000_000  # versions between two events: a number made up may not take all memory
 
 
 @dataclass
@@ -91,6 +93,8 @@ def _add_line(state: State, name: str, fields: dict[str, Any]) -> None:
     number = fields["v"]
     if number == len(lines) + 1:
         lines.append(seal(fields))
+    elif number > len(lines) + _MAX_LOST:
+        raise ValueError("no registry has lost so many")
     elif number > len(lines):  # the events of those between are lost
         lines += [b""] * (number - len(lines) - 1) + [seal(fields)]
     elif not lines[number - 1]:

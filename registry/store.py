@@ -40,12 +40,11 @@ from filelock import FileLock
 from engrain.core.errors import InputError, IntegrityError, UnknownNameError
 from engrain.registry.blob import (
     MEND,
-    chunks,
     fan_out,
+    is_intact,
     is_whole,
     load,
     make_folder,
-    measure,
     read_now,
     reading,
     sha256,
@@ -55,12 +54,12 @@ from engrain.registry.blob import (
 from engrain.registry.history import History
 from engrain.registry.journal import Writer, actor, now
 from engrain.registry.manifest import Parent, VersionLine, check_manifest, parse_object
-from engrain.registry.mark import Ref, aliases, read_ref, read_tombstone
+from engrain.registry.mark import Ref, aliases, read_ref, read_tombstone, tombstone_path
 from engrain.registry.package import Package, pack
 from engrain.registry.provenance import Provenance
-from engrain.registry.recovery import found_registry, settle
+from engrain.registry.recovery import settle, write_registry_file
 from engrain.registry.reference import KINDS, NAME, Reference, check_kind
-from engrain.registry.version import REHASH_LIMIT, Version
+from engrain.registry.version import Version
 
 __all__ = ["Parent", "Store", "Version", "default_root"]
 
@@ -113,13 +112,13 @@ class Store:
             InputError: an argument breaks its rule, a file is a pickle, cannot be read or changes while it is read.
         """
         package = pack(kind, name, config, files, parents, media_types or {})
-        if (same := self._highest_is(kind, name, package.digest)) is not None:
+        if (same := self._highest_is(kind, name, package.digest)) is not None and self._has(package):
             return self._version(kind, name, same)
         statement = None if provenance is None else provenance.statement(f"{kind}/{name}", package.digest)
         if statement is not None:
             package = package.with_statement(statement)
         with writing_to(self.root):
-            self.found()
+            self.make_rooms()
             self.put(package, rehash=True)
             with self.writing() as journal:
                 if (same := self._highest_is(kind, name, package.digest)) is not None:
@@ -179,10 +178,20 @@ class Store:
             number = self._highest(history, len(lines))
         if number > len(lines):
             raise UnknownNameError("version", str(reference), [f"{kind}/{name}@{n + 1}" for n in range(len(lines))])
-        if (stone := read_tombstone(history.folder, number)) is not None:
-            said = f"It was deleted on {stone['time'][:10]} by {stone['actor']}: {stone['reason']}"
-            raise UnknownNameError("version", f"{kind}/{name}@{number}", (), f"{said} (See: engrain registry log.)")
+        self.check_not_deleted(Reference(kind, name, number))
         return history.parse(lines[number - 1], number)
+
+    def check_not_deleted(self, reference: Reference) -> None:
+        """Refuse a version, given by its number, that has a tombstone.
+
+        Raises:
+            UnknownNameError: it has one; says when, who and why.
+        """
+        assert reference.version is not None
+        folder = self.history(reference.kind, reference.name).folder
+        if (stone := read_tombstone(folder, reference.version)) is not None:
+            said = f"It was deleted on {stone['time'][:10]} by {stone['actor']}: {stone['reason']}"
+            raise UnknownNameError("version", str(reference), (), f"{said} (See: engrain registry log.)")
 
     def ref(self, alias: Reference) -> Ref | None:
         """Return where an alias stands, or None when there is none."""
@@ -226,14 +235,21 @@ class Store:
         return [self._version(kind, name, line) for line in lines]
 
     def find(self, digest: str, kinds: Sequence[str] = KINDS) -> Reference | None:
-        """Return the lowest version that has this manifest, of the first name in the order of the alphabet, or None."""
-        needle = digest.encode()
+        """Return the lowest version that has this manifest, of the first name in the order of the alphabet, or None.
+
+        One that was deleted is returned only if there is no other.
+        """
+        needle, deleted = digest.encode(), None
         for kind in kinds:
             for name in self.names(kind):
-                for number, raw in enumerate(self.history(kind, name).raw_lines(), 1):
+                history = self.history(kind, name)
+                for number, raw in enumerate(history.raw_lines(), 1):
                     if needle in raw:
-                        return Reference(kind, name, number)
-        return None
+                        found = Reference(kind, name, number)
+                        if not tombstone_path(history.folder, number).exists():
+                            return found
+                        deleted = deleted or found
+        return deleted
 
     def read(self, digest: str) -> bytes:
         """Return the blob or the manifest of a digest, hashed again.
@@ -308,17 +324,17 @@ class Store:
             IntegrityError: the end of the journal is damaged.
         """
         with writing_to(self.root):
-            self.found()
+            self.make_rooms()
             # 10 ms instead of filelock's 50: the work under the lock takes a few.
             with FileLock(self.root / "locks" / "registry.lock").acquire(poll_interval=0.01):
-                found_registry(self)
+                write_registry_file(self)
                 journal = Writer(self.root / "journal", self.root / "tmp", forgive=forgive)
                 if not forgive:
                     settle(self, journal)
                 yield journal
 
-    def found(self) -> None:
-        """Make the folders that writing needs."""
+    def make_rooms(self) -> None:
+        """Make the folders that every writer needs."""
         for folder in ("tmp", "locks"):
             make_folder(self.root / folder)
 
@@ -328,8 +344,14 @@ class Store:
             self._put(self.object_path(layer["digest"]), source, layer["digest"], layer["size"], rehash)
         self._put(self.manifest_path(package.digest), package.raw, package.digest, len(package.raw), rehash)
 
+    def _has(self, package: Package) -> bool:
+        """Return whether all objects of a package are there and, up to the size that is hashed, unchanged."""
+        objects = [(self.object_path(layer["digest"]), layer["digest"], layer["size"]) for layer, _ in package.blobs]
+        objects.append((self.manifest_path(package.digest), package.digest, len(package.raw)))
+        return all(is_intact(*one) for one in objects)
+
     def _put(self, path: Path, source: bytes | Path, digest: str, size: int, rehash: bool) -> None:
-        if is_whole(path, size) and not (rehash and size < REHASH_LIMIT and measure(chunks(path))[0] != digest):
+        if is_intact(path, digest, size) if rehash else is_whole(path, size):
             # Whoever wrote it may have been killed before this, and a version line is about to rely on it.
             sync_folder(path.parent)
         else:

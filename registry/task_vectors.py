@@ -6,10 +6,17 @@ from pathlib import Path
 
 from engrain.core.errors import InputError
 from engrain.core.task_vector import DELTA, MANIFEST, TaskVector
+from engrain.registry.provenance import Provenance
 from engrain.registry.store import Parent, Store, Version
 
 
-def publish_task_vector(store: Store, name: str, task_vector: TaskVector, parents: Sequence[Parent] = ()) -> Version:
+def publish_task_vector(
+    store: Store,
+    name: str,
+    task_vector: TaskVector,
+    parents: Sequence[Parent] = (),
+    provenance: Provenance | None = None,
+) -> Version:
     """Publish a task vector; its manifest is the version's config.
 
     Args:
@@ -17,7 +24,12 @@ def publish_task_vector(store: Store, name: str, task_vector: TaskVector, parent
         name: under which name.
         task_vector: the task vector.
         parents: what it was made from, as ``Parent("vector", digest)``.
+        provenance: how it was made; by default compiled, as its own manifest and the parents say.
     """
+    manifest = task_vector.manifest()
+    if provenance is None:
+        decided = {key: manifest[key] for key in ("origin", "base")}
+        provenance = Provenance("compile", decided, data={one.role: one.digest for one in parents})
     # By way of a file, so that a delta of many gigabytes is not held twice.
     with tempfile.TemporaryDirectory() as temporary:
         delta = Path(temporary) / DELTA
@@ -25,10 +37,11 @@ def publish_task_vector(store: Store, name: str, task_vector: TaskVector, parent
         return store.publish(
             "task-vector",
             name,
-            config=task_vector.manifest(),
+            config=manifest,
             files={DELTA: delta},
             parents=parents,
             media_types={DELTA: "application/vnd.safetensors"},
+            provenance=provenance,
         )
 
 

@@ -13,7 +13,7 @@ from engrain.registry.alias import move_alias
 from engrain.registry.blob import chunks, is_whole, make_folder, measure, write_pieces
 from engrain.registry.delete import bury
 from engrain.registry.journal import read_chain
-from engrain.registry.manifest import VersionLine
+from engrain.registry.manifest import LINE_MEMBERS, TITLE_KEY, VersionLine
 from engrain.registry.mark import Target, aliases, read_tombstone, ref_path, tombstone_path
 from engrain.registry.reference import KINDS, Reference
 from engrain.registry.remote import Remote
@@ -58,7 +58,7 @@ def push(store: Store, remote: Remote, names: Sequence[Reference] = (), progress
         store: from where.
         remote: to where.
         names: which; all when none are given.
-        progress: is called with the reference of every version that is new there.
+        progress: is called with the reference of every version that is new on the other side.
 
     Raises:
         InputError: the remote cannot be written, or does not keep two writers apart.
@@ -93,11 +93,7 @@ def push(store: Store, remote: Remote, names: Sequence[Reference] = (), progress
 def pull(store: Store, remote: Remote, names: Sequence[Reference] = (), progress: Progress | None = None) -> Transfer:
     """Copy names with all of their versions from a remote; aliases that are not here yet are made, others stay.
 
-    Args:
-        store: to where.
-        remote: from where.
-        names: which; all when none are given.
-        progress: is called with the reference of every version that is new here.
+    The arguments are those of `push`, the other way round.
 
     Raises:
         InputError: the remote cannot be read.
@@ -160,12 +156,15 @@ def _send(store: Store, remote: Remote, path: Path, size: int, there: dict[str, 
 
 
 def _same(raw: bytes, line: VersionLine, reference: str, remote: Remote) -> None:
-    where = f"'{reference}' in '{remote.where}'"
-    if unseal(raw, where, _DAMAGED).get("manifest") != line.digest:
-        raise ConflictError(
-            f"{where} is another version than here: both were published apart. Nothing of it was copied; publish yours "
-            f"under another name."
-        )
+    if unseal(raw, f"'{reference}' in '{remote.where}'", _DAMAGED).get("manifest") != line.digest:
+        raise _published_apart(reference, remote)
+
+
+def _published_apart(reference: str, remote: Remote) -> ConflictError:
+    return ConflictError(
+        f"'{reference}' in '{remote.where}' is another version than here: both were published apart. Nothing of it was "
+        f"copied; publish yours under another name."
+    )
 
 
 def _push_aliases(store: Store, remote: Remote, name: Reference, done: Transfer) -> None:
@@ -177,7 +176,7 @@ def _push_aliases(store: Store, remote: Remote, name: Reference, done: Transfer)
         key = f"refs/{name}/{alias.alias}"
         old = _small(remote, key)
         if old is not None:
-            target = _target(old, key, remote)
+            target = _target(old, alias, remote)
             if target == ref.target:
                 continue
             if str(alias) not in tracks or target not in tracks[str(alias)].every:
@@ -188,10 +187,13 @@ def _push_aliases(store: Store, remote: Remote, name: Reference, done: Transfer)
         done.aliases.append(str(alias))
 
 
-def _target(raw: bytes, key: str, remote: Remote) -> Target:
-    where = f"'{key}' in '{remote.where}'"
+def _target(raw: bytes, alias: Reference, remote: Remote) -> Target:
+    where = f"'{alias}' in '{remote.where}'"
+    said = unseal(raw, where, _DAMAGED)
     try:
-        return Target.from_json(unseal(raw, where, _DAMAGED))
+        if said["alias"] != str(alias):
+            raise KeyError("alias")
+        return Target.from_json(said)
     except (InputError, KeyError, TypeError) as error:
         raise IntegrityError(f"{where} is no alias. {_DAMAGED}") from error
 
@@ -231,27 +233,30 @@ def _pull_version(
     assert number is not None
     key = f"names/{kind}/{name}/versions/{number}"
     where = f"'{key}' in '{remote.where}'"
+    said = unseal(_small(remote, key) or b"", where, _DAMAGED)
     try:
-        line = VersionLine.from_fields(unseal(_small(remote, key) or b"", where, _DAMAGED), number)
+        # Of a stranger's line only what is known, so that nothing else gets into the journal here.
+        line = VersionLine.from_fields({key: said[key] for key in LINE_MEMBERS if key in said}, number)
     except ValueError as error:
         raise IntegrityError(f"{where} is not the line of that version. {_DAMAGED}") from error
     history = store.history(kind, name)
     lines = history.raw_lines()
     if number <= len(lines):
         if history.parse(lines[number - 1], number).digest != line.digest:
-            _same(lines[number - 1], line, str(reference), remote)
+            raise _published_apart(str(reference), remote)
     else:
         if progress is not None:
             progress(str(reference))
         deleted = _small(remote, f"names/{kind}/{name}/tombstones/{number}") is not None
         _take(store, remote, line, kind, deleted, done)
         with store.writing() as journal:
-            if len(store.history(kind, name).raw_lines()) + 1 != number:
+            last = history.last()
+            if (0 if last is None else last.number) + 1 != number:
                 raise ConflictError(f"'{kind}/{name}' was published to meanwhile; nothing is lost. Pull again.")
             _take(store, remote, line, kind, deleted, Transfer())  # again, now that no `gc` can be at it
             store.add_line(journal, kind, name, line.fields, remote=remote.where)
         done.versions.append(str(reference))
-    _pull_tombstone(store, remote, reference)
+    _pull_tombstone(store, remote, reference, done)
 
 
 def _take(store: Store, remote: Remote, line: VersionLine, kind: str, deleted: bool, done: Transfer) -> None:
@@ -268,7 +273,7 @@ def _take(store: Store, remote: Remote, line: VersionLine, kind: str, deleted: b
             raise IntegrityError(f"'{remote.where}' lacks the object {layer['digest']}. Push it again.")
         if blob.exists():
             where = f"'{layer['digest']}' in '{remote.where}'"
-            refuse_pickle("", blob, where)
+            refuse_pickle(layer.get("annotations", {}).get(TITLE_KEY, ""), blob, where)
             if layer["mediaType"] == SAFETENSORS_TYPE:
                 check_header(blob, where)
     if line.provenance is not None:
@@ -286,7 +291,7 @@ def _fetch(store: Store, remote: Remote, path: Path, size: int | None, done: Tra
     pieces = _at_most(_SMALL if size is None else size, pieces, f"'{key}' in '{remote.where}'")
     digest = f"sha256:{path.parent.name}{path.name}"
     with writing_to(store.root):
-        store.found()
+        store.make_rooms()
         make_folder(path.parent)
         if not write_pieces(path, pieces, digest, store.root / "tmp"):
             raise IntegrityError(f"'{key}' in '{remote.where}' does not hold the bytes that its name says. {_DAMAGED}")
@@ -294,20 +299,23 @@ def _fetch(store: Store, remote: Remote, path: Path, size: int | None, done: Tra
     return True
 
 
-def _pull_tombstone(store: Store, remote: Remote, reference: Reference) -> None:
+def _pull_tombstone(store: Store, remote: Remote, reference: Reference, done: Transfer) -> None:
     number = reference.version
     assert number is not None
     key = f"names/{reference.kind}/{reference.name}/tombstones/{number}"
     folder = store.history(reference.kind, reference.name).folder
     if read_tombstone(folder, number) is None and (raw := _small(remote, key)) is not None:
         said = unseal(raw, f"'{key}' in '{remote.where}'", _DAMAGED)
-        bury(store, reference, str(said.get("reason")))
+        try:
+            bury(store, reference, str(said.get("reason")).encode(errors="replace").decode())
+        except InputError as error:  # an alias here points at it
+            done.remarks.append(f"'{reference}' was deleted there, and stays here: {error}")
 
 
 def _pull_aliases(store: Store, remote: Remote, name: Reference, done: Transfer) -> None:
     for key, _ in remote.list(f"refs/{name}/"):
         alias = Reference(name.kind, name.name, alias=key.rpartition("/")[2])
-        target = _target(_small(remote, key) or b"", key, remote)
+        target = _target(_small(remote, key) or b"", alias, remote)
         ref = store.ref(alias)
         if ref is not None:
             if ref.target != target:

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engrain.core.errors import IntegrityError, UnknownNameError
-from engrain.registry.blob import MEND, chunks, is_whole, measure, reading
+from engrain.registry.blob import MEND, REHASH_LIMIT, chunks, is_whole, measure, reading
 from engrain.registry.manifest import Parent, parents_of, parse_object, titled
 from engrain.registry.reference import Reference
 
 if TYPE_CHECKING:
     from engrain.registry.store import Store
-
-REHASH_LIMIT = 256 << 20  # bytes; sha256 runs at 1 GB/s or more, so asking for a path costs at most 0.3 s
 
 
 @dataclass(frozen=True)

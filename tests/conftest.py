@@ -1,5 +1,6 @@
-"""A home of its own for every test, and models to test on."""
+"""A home of its own for every test, models to test on, and a registry."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from engrain.core.model import SteerableModel
+from engrain.registry.audit import audit
+from engrain.registry.store import Store
 from tiny import FAMILIES, tiny
 
 # No test depends on the clock. The first text that hypothesis draws on a fresh machine waits for its table of unicode,
@@ -24,6 +27,22 @@ def own_home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     if request.node.get_closest_marker("demo") is None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
+@pytest.fixture(autouse=True)
+def quick_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sync nothing: only a power cut shows the difference, and on a busy disk it takes a second per publish."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A registry with five versions; whatever a test does to it through engrain, it stays clean."""
+    made = Store(tmp_path / "home")
+    for number in range(1, 6):
+        made.publish("vector", "brevity", config={"number": number}, files={"x": b"x"})
+    yield made
+    assert audit(made).problems == []
 
 
 @pytest.fixture(params=FAMILIES)

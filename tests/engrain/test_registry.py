@@ -1,7 +1,6 @@
 """``engrain registry``: the night it is for, and every verb with --json and with its example."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -22,7 +21,6 @@ Call = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def registry(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
     """Call ``engrain registry`` in this process; returns exit code, stdout and stderr."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["engrain", "registry", *map(str, arguments)])
@@ -147,6 +145,17 @@ def test_pictures_for_people(registry: Call, store: Store) -> None:
     assert "vector: verdict/brevity@2" in out
     assert "  - 1\n  + 2\n" in registry("diff", "vector/brevity@1", "vector/brevity@2")[1]
     assert "0 files, 0 bytes would be removed" in registry("gc")[1]
+
+
+def test_what_a_stranger_wrote_moves_no_cursor(registry: Call, store: Store) -> None:
+    registry("alias", "vector/brevity:canary", 1, "--reason", "fine\x1b[2J\x1b]0;title\x07\nand more")
+    registry("delete", "vector/brevity@2", "--reason", "old\x1b[31m")
+    for _, out, err in (registry("log"), registry("show", "vector/brevity@2"), registry("show", "vector/brevity@1")):
+        assert out + err
+        assert "\x1b" not in out + err
+        assert "\x07" not in out + err
+    assert "    fine\N{REPLACEMENT CHARACTER}[2J" in registry("log", "vector/brevity:canary")[1]
+    assert "\n    and more\n" in registry("log", "vector/brevity:canary")[1]
 
 
 @pytest.mark.parametrize("verb", MODULES)

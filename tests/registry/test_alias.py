@@ -1,14 +1,12 @@
 """Aliases: moved by compare-and-swap, held to the policy, rolled back, and never in doubt after a crash."""
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from brevity import CANARY, STABLE, at, moves
 from engrain.core.errors import ConflictError, InputError, IntegrityError, PolicyError, UnknownNameError
-from engrain.registry.alias import Move, move_alias, parse_alias
+from engrain.registry.alias import move_alias, parse_alias
 from engrain.registry.audit import audit
 from engrain.registry.delete import delete
 from engrain.registry.journal import read_chain
@@ -17,36 +15,10 @@ from engrain.registry.repair import repair
 from engrain.registry.rollback import roll_back
 from engrain.registry.store import Parent, Store, Version
 
-CANARY = Reference("vector", "brevity", alias="canary")
-STABLE = Reference("vector", "brevity", alias="stable")
-
-
-@pytest.fixture(autouse=True)
-def quick_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # only a power cut shows the difference
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """A registry with five versions; whatever a test does to it through engrain, it stays clean."""
-    made = Store(tmp_path / "home")
-    for number in range(1, 6):
-        made.publish("vector", "brevity", config={"number": number}, files={"x": b"x"})
-    yield made
-    assert audit(made).problems == []
-
 
 def judge(store: Store, version: Version, passed: bool, role: str = "vector", name: str = "brevity") -> Version:
     config: dict[str, Any] = {"passed": passed, "turn": len(store.versions("verdict", name))}
     return store.publish("verdict", name, config=config, files={}, parents=[Parent(role, version.digest)])
-
-
-def moves(store: Store, *numbers: int) -> list[Move]:
-    return [move_alias(store, CANARY, number) for number in numbers]
-
-
-def at(store: Store, alias: Reference = CANARY) -> int:
-    return store.resolve(alias).number
 
 
 # Moves.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from brevity import CANARY, overwrite
 from engrain.core.errors import InputError, IntegrityError, UnknownNameError
 from engrain.registry.alias import move_alias
 from engrain.registry.audit import audit
@@ -20,13 +21,6 @@ from engrain.registry.reference import Reference
 from engrain.registry.remote import FolderRemote
 from engrain.registry.repair import repair
 from engrain.registry.store import Parent, Store, Version
-
-CANARY = Reference("vector", "brevity", alias="canary")
-
-
-@pytest.fixture(autouse=True)
-def quick_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # only a power cut shows the difference
 
 
 @pytest.fixture
@@ -48,11 +42,6 @@ def publish(store: Store, number: int, *parents: Parent, name: str = "brevity") 
 
 def version(number: int) -> Reference:
     return Reference("vector", "brevity", number)
-
-
-def overwrite(path: Path, raw: bytes) -> None:
-    path.chmod(0o644)
-    path.write_bytes(raw)
 
 
 def mend(store: Store, remote: Path | None = None) -> list[str]:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from brevity import CANARY, STABLE, at, moves, overwrite
 from engrain.core.errors import ConflictError, InputError, IntegrityError
-from engrain.registry.alias import Move, move_alias
+from engrain.registry.alias import move_alias
 from engrain.registry.audit import audit
 from engrain.registry.delete import delete
 from engrain.registry.journal import read_chain
@@ -21,33 +22,8 @@ from engrain.registry.repair import repair
 from engrain.registry.rollback import roll_back
 from engrain.registry.store import Store
 
-CANARY = Reference("vector", "brevity", alias="canary")
 VERSION_5 = Reference("vector", "brevity", 5)
-STABLE = Reference("vector", "brevity", alias="stable")
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def quick_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # only a power cut shows the difference
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """A registry with five versions; whatever a test does to it through engrain, it stays clean."""
-    made = Store(tmp_path / "home")
-    for number in range(1, 6):
-        made.publish("vector", "brevity", config={"number": number}, files={"x": b"x"})
-    yield made
-    assert audit(made).problems == []
-
-
-def moves(store: Store, *numbers: int) -> list[Move]:
-    return [move_alias(store, CANARY, number) for number in numbers]
-
-
-def at(store: Store, alias: Reference = CANARY) -> int:
-    return store.resolve(alias).number
 
 
 def test_a_registry_without_a_journal_opens_and_gains_it_at_the_first_write(tmp_path: Path) -> None:
@@ -117,8 +93,7 @@ def test_writers_without_a_lock_that_works_never_write_over_each_other(
 def test_an_empty_alias_file_is_named_and_written_again(store: Store) -> None:
     moves(store, 1, 2)
     path = store.root / "refs" / "vector" / "brevity" / "canary"
-    path.chmod(0o644)
-    path.write_bytes(b"")
+    overwrite(path, b"")
     with pytest.raises(IntegrityError, match=r"canary' is damaged. The versions are safe"):
         store.resolve(CANARY)
     assert store.resolve("vector/brevity").number == 5

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from brevity import overwrite
 from engrain.core.errors import InputError
 from engrain.registry.alias import move_alias
 from engrain.registry.audit import audit
@@ -25,9 +26,8 @@ MADE = Provenance("extract", {"layers": "all", "rate": 0.5}, {"data": 7}, {"pair
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(tmp_path: Path) -> Store:
     """Pairs, two vectors made from them, a verdict on the second; an alias that was moved and rolled back."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
     made = Store(tmp_path / "home")
     pairs = made.publish("dataset", "brevity", config={}, files={"pairs.jsonl": b"{}\n"})
     for layer in (6, 7):
@@ -73,8 +73,7 @@ def test_a_configuration_that_is_not_data_is_refused(store: Store) -> None:
 def test_a_damaged_statement_is_named_and_the_version_is_used_all_the_same(store: Store) -> None:
     version = store.publish("profile", "two", config={"a": 1}, files={}, provenance=MADE)
     path = store.object_path(version.provenance or "")
-    path.chmod(0o644)
-    path.write_bytes(b"")
+    overwrite(path, b"")
     assert [problem.path for problem in audit(store).problems] == [path]
     assert store.resolve("profile/two").config == {"a": 1}
     assert describe_version(store, version)["statement"] is None

@@ -13,6 +13,7 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
+from brevity import overwrite
 from engrain.core.errors import EngrainError, InputError, IntegrityError, UnknownNameError
 from engrain.registry.blob import fan_out, sha256
 from engrain.registry.manifest import Parent, VersionLine, canonical, check_manifest, describe, frame, parse_object
@@ -234,8 +235,7 @@ def test_only_regular_files_are_taken_in(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # only a power cut shows the difference
+def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "home")
 
 
@@ -247,11 +247,6 @@ def refused(error: type[EngrainError], match: str, *acts: Callable[[], object]) 
     for act in acts:
         with pytest.raises(error, match=match):
             act()
-
-
-def overwrite(path: Path, raw: bytes) -> None:
-    path.chmod(0o644)
-    path.write_bytes(raw)
 
 
 def history_file(store: Store) -> Path:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import rfc8785
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from brevity import overwrite
 from engrain.core.errors import EngrainError, InputError, IntegrityError, UnknownNameError
 from engrain.registry.store import Parent, Store, Version, default_root
 
@@ -22,14 +23,6 @@ texts = st.text(st.characters(codec="utf-8"))
 numbers = st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 scalars = st.none() | st.booleans() | numbers | texts
 values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(texts, inner), max_leaves=8)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_sync() -> Iterator[None]:
-    """Sync nothing: only a power cut shows the difference, and on a busy disk it takes a second per publish."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda handle: None)
-        yield
 
 
 @pytest.fixture
@@ -50,11 +43,6 @@ def refused(error: type[EngrainError], match: str, *acts: Callable[[], object]) 
 
 def tree(root: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_ino) for path in root.rglob("*")}
-
-
-def overwrite(path: Path, raw: bytes) -> None:
-    path.chmod(0o644)
-    path.write_bytes(raw)
 
 
 def history_file(store: Store) -> Path:

@@ -1,7 +1,6 @@
 """Push and pull: a folder, memory and a real S3 server on loopback; resumed, hashed, never overwritten."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from urllib.request import urlopen
 import pytest
 from obstore.store import MemoryStore, S3Store
 
+from brevity import CANARY, STABLE, overwrite
 from engrain.core.errors import ConflictError, InputError, IntegrityError, UnknownNameError
 from engrain.plugins.manager import build_manager
 from engrain.registry.alias import move_alias
@@ -32,13 +32,6 @@ from engrain.registry.store import Parent, Store, Version
 from engrain.registry.transfer import pull, push
 
 MADE = Provenance("extract", {"layers": "all"}, {"data": 0}, {"pairs": "sha256:" + "1" * 64})
-STABLE = Reference("vector", "brevity", alias="stable")
-CANARY = Reference("vector", "brevity", alias="canary")
-
-
-@pytest.fixture(autouse=True)
-def quick_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # only a power cut shows the difference
 
 
 def publish(store: Store, number: int, kind: str = "vector", *parents: Parent) -> Version:
@@ -257,8 +250,7 @@ def test_names_are_asked_for_whole_and_by_what_there_is(store: Store, other: Sto
 
 def test_what_is_damaged_here_is_not_sent(store: Store, remote: Remote) -> None:
     path = store.resolve("vector/brevity@1").path("x.bin")
-    path.chmod(0o644)
-    path.write_bytes(b"content 7")
+    overwrite(path, b"content 7")
     with pytest.raises(IntegrityError, match="damaged and was not sent"):
         push(store, remote)
     assert list(remote.list("names/")) == []
@@ -267,8 +259,7 @@ def test_what_is_damaged_here_is_not_sent(store: Store, remote: Remote) -> None:
 def test_a_damaged_object_is_fetched_back(store: Store, remote: Remote) -> None:
     push(store, remote)
     path = store.resolve("vector/brevity@1").path("x.bin")
-    path.chmod(0o644)
-    path.write_bytes(b"content 7")
+    overwrite(path, b"content 7")
     repair(store, audit(store).problems, remote.get)
     assert audit(store).problems == []
 

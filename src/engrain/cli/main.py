@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import click
 
+from engrain.cli.output import printable
 from engrain.core.errors import CheckError, EngrainError, PluginError, UnknownNameError
 from engrain.plugins.manager import Plugins, build_manager
 from engrain.version import __version__
@@ -79,7 +80,8 @@ def main() -> None:
         if debug and isinstance(error, EngrainError):
             raise
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        click.echo(f"engrain: {text}", err=True)
+        # A name, a reason or a file of a stranger's may be in it; the message itself is one line or a few.
+        click.echo("\n".join(map(printable, f"engrain: {text}".splitlines())), err=True)
         sys.exit(CHECK_FAILED if isinstance(error, CheckError) else USER_MISTAKE)
     except (KeyboardInterrupt, click.Abort):
         click.echo("engrain: interrupted", err=True)

@@ -22,6 +22,11 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def printable(text: str) -> str:
+    """Return text that somebody else wrote without what a terminal would obey, as escape sequences."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
 def describe_change(what: str, change: dict[str, Any]) -> str:
     """Return a line on a score of base and edited model."""
     interval = "" if change["ci95"] is None else " ({:+.3f} to {:+.3f})".format(*change["ci95"])

@@ -20,6 +20,7 @@ MODULES = {
     "diff": "registry_trace",
     "push": "registry_share",
     "pull": "registry_share",
+    "combine": "registry_combine",
 }
 
 

@@ -5,7 +5,7 @@ from itertools import islice
 import click
 
 from engrain.cli.options import json_option
-from engrain.cli.output import print_json, say
+from engrain.cli.output import print_json, printable, say
 from engrain.registry.journal import read_chain
 from engrain.registry.log import Entry, read_log
 from engrain.registry.reference import Reference
@@ -36,8 +36,7 @@ def log_command(reference: str | None, number: int | None, as_json: bool) -> Non
 def _text(entry: Entry) -> str:
     said = entry.event.fields
     outcome = "" if entry.outcome == "done" else f"  ({entry.outcome})"
-    lines = [click.style(f"event {entry.event.seq}  {entry.event.act}{outcome}", fg="yellow")]
-    lines += [f"Who:   {said['actor']}", f"When:  {said['time'][:19].replace('T', ' ')} UTC"]
+    lines = [f"Who:   {said['actor']}", f"When:  {said['time'][:19].replace('T', ' ')} UTC"]
     evidence = said.get("evidence")
     if evidence:
         lines.append(f"On:    {evidence['verdict']}, {'passed' if evidence['passed'] else 'did not pass'}")
@@ -47,5 +46,6 @@ def _text(entry: Entry) -> str:
         lines.append(f"From:  {said['remote']}")
     lines += ["", f"    {entry.what}"]
     if said.get("reason"):
-        lines.append(f"    {said['reason']}")
-    return "\n".join(lines) + "\n\n"
+        lines += [f"    {line}" for line in str(said["reason"]).splitlines()]
+    title = click.style(f"event {entry.event.seq}  {printable(entry.event.act)}{outcome}", fg="yellow")
+    return "\n".join([title, *map(printable, lines)]) + "\n\n"

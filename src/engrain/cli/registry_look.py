@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from engrain.cli.options import json_option
-from engrain.cli.output import print_json
+from engrain.cli.output import print_json, printable
 from engrain.core.errors import IntegrityError
 from engrain.registry.reference import KINDS
 from engrain.registry.store import Store
@@ -65,7 +65,7 @@ def show_command(reference: str, as_json: bool) -> None:
         print_json(found)
         return
     click.echo(f"{found['reference']}  {found['digest']}")
-    click.echo(f"published {found['created'][:19].replace('T', ' ')} UTC by {found['actor']}")
+    click.echo(f"published {found['created'][:19].replace('T', ' ')} UTC by {printable(found['actor'])}")
     click.echo(f"deployed as: {', '.join(found['aliases']) or 'nothing points at it'}")
     verdict = found["verdict"]
     said = "none" if verdict is None else f"{verdict['verdict']} {'passed' if verdict['passed'] else 'did not pass'}"

@@ -30,16 +30,18 @@ def alias_command(alias: str, version: int, expect: int | None, reason: str, for
 @click.argument("alias")
 @click.option("--steps", type=click.IntRange(min=1), help="How many moves to go back.  [default: 1]")
 @click.option("--to", type=click.IntRange(min=1), help="Go back to this version.")
+@click.option("--rehash", is_flag=True, help="Hash the files to go back to first; else they are when loaded.")
 @click.option("--reason", default="", help="Why; the journal keeps it.")
 @json_option
-def rollback_command(alias: str, steps: int | None, to: int | None, reason: str, as_json: bool) -> None:
+def rollback_command(alias: str, steps: int | None, to: int | None, rehash: bool, reason: str, as_json: bool) -> None:
     """Point an alias at what it pointed at before. Nothing is lost: this is one more event in the log.
 
     Example: engrain registry rollback vector/listening:stable --reason "replies got too long"
     """
     if steps is not None and to is not None:
         raise click.UsageError("--steps and --to exclude each other.")
-    _tell(roll_back(Store(), parse_alias(alias), steps=steps or 1, to=to, reason=reason), as_json)
+    moved = roll_back(Store(), parse_alias(alias), steps=steps or 1, to=to, reason=reason, rehash=rehash)
+    _tell(moved, as_json)
 
 
 @click.command("delete")

@@ -47,7 +47,7 @@ def _label(node: Node, name: str = "") -> str:
     # Of several names for the same content, the first; digests are cut as git does.
     name = name or (node.references[0] if node.references else "not in this registry")
     placed = f"  <- {', '.join(node.aliases)}" if node.aliases else ""
-    return f"{name}  {node.digest[:19]}{placed}"
+    return f"{name}  {node.digest[:19]}{placed}{'  (see above)' if node.again else ''}"
 
 
 @click.command("diff")
