@@ -11,6 +11,6 @@ def register_compilers(register: RegisterCompiler) -> None:
     from engrain.core.compile.bias import compile_bias
     from engrain.core.compile.rank1 import compile_rank1
 
-    register("ablate", compile_ablate)
-    register("bias", compile_bias)
+    register("ablate", compile_ablate, "faithful")
+    register("bias", compile_bias, "faithful")
     register("rank1", compile_rank1)
