@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from engrain.core.blocks import find_blocks, linear_modules
 from engrain.core.compile.target import WRITERS, match_matrices
@@ -133,12 +133,18 @@ def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
     Raises:
         ModelError: no model that continues text is described.
     """
-    name = getattr(config, "model_type", "") or type(config).__name__
+    refused = ModelError(f"A '{config.model_type}' is no decoder-only language model; there is nothing to compile.")
+    # Encoders can be told to be decoders, and are none until they are. GPT-NeoX is one that says nothing of it.
+    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if encoder or config.is_encoder_decoder:
+        raise refused
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"A '{name}' is not a decoder-only language model, so there is nothing to compile.") from error
+        raise refused from error
+    if not hasattr(model.config.get_text_config(decoder=True), "num_attention_heads"):
+        raise ModelError(f"A '{config.model_type}' has no attention; what its blocks hold is not known here.")
     return model
 
 

@@ -75,13 +75,14 @@ def verify_command(
         print_json(found)
         say(said)
     else:
-        _print(found)
+        print_verdict(found)
         click.echo(said)
     if not verdict.passed:
         context.exit(1)
 
 
-def _print(found: dict[str, Any]) -> None:
+def print_verdict(found: dict[str, Any]) -> None:
+    """Print a verdict: its gates, what broke them, and what was measured beside them."""
     outcome = "passed" if found["passed"] else "did not pass"
     click.echo(f"{found['reference']}: {outcome}, layer {found['layer']}, strength {found['strength']:.3g}")
     table = Table("gate", "", "value", "95 % interval", "bound")
