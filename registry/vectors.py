@@ -17,11 +17,12 @@ from engrain.registry.provenance import Provenance
 from engrain.registry.store import Parent, Store, Version
 
 if TYPE_CHECKING:
+    from engrain.core.compile.proof import Proof
     from engrain.core.profile import Entry, Profile
 
 _FILE = "vector.safetensors"
 _PAIRS = "pairs.jsonl"
-REPORT, VERDICT = "report.html", "verdict.json"
+REPORT, VERDICT, PROOF = "report.html", "verdict.json", "proof.json"
 _FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".pkl", ".bin")
 
 
@@ -54,7 +55,12 @@ def read_pairs(store: Store, version: Version, role: str = "pairs") -> PairSet:
 
 
 def publish_verdict(
-    store: Store, name: str, verdict: Verdict, parents: Sequence[Parent], report: bytes | None = None
+    store: Store,
+    name: str,
+    verdict: Verdict,
+    parents: Sequence[Parent],
+    report: bytes | None = None,
+    proof: "Proof | None" = None,
 ) -> Version:
     """Publish a verdict: its gates as the version's config, everything that was measured as a file.
 
@@ -62,13 +68,16 @@ def publish_verdict(
         store: where.
         name: of the behavior.
         verdict: the verdict.
-        parents: the vector and the pairs that it is on.
+        parents: the vector or task vector and the pairs that it is on.
         report: the verdict as an HTML page, or None.
+        proof: of compiled weights, or None for a vector.
     """
     whole = verdict.to_json()
     config = {key: whole[key] for key in ("schema", "passed", "layer", "strength", "gates", "seed")}
     files = {VERDICT: json.dumps(whole, ensure_ascii=False, allow_nan=False).encode()}
     types = {VERDICT: "application/json"}
+    if proof is not None:
+        files[PROOF], types[PROOF] = json.dumps(proof.to_json(), allow_nan=False).encode(), "application/json"
     if report is not None:
         files[REPORT], types[REPORT] = report, "text/html"
     judged = whole.get("judged") or {}

@@ -88,7 +88,7 @@ def print_verdict(found: dict[str, Any]) -> None:
     table = Table("gate", "", "value", "95 % interval", "bound")
     for gate in found["gates"]:
         interval = "" if gate["ci95"] is None else "{:+.3f} to {:+.3f}".format(*gate["ci95"])
-        relation = "at most" if gate["name"] == "side_effects" else "above"
+        relation = {"side_effects": "at most", "boundary": "not surely below"}.get(gate["name"], "above")
         mark = "passed" if gate["passed"] else "failed"
         table.add_row(gate["name"], mark, f"{gate['value']:+.3f}", interval, f"{relation} {gate['bound']:g}")
     Console().print(table)
