@@ -80,7 +80,7 @@ class Compiled:
             )
         return Section(
             "The weights against the vector",
-            "Best is all of the effect and none of the side effects. The base has none of either, the vector all of both.",
+            "Best is all of the effect and none of the side effects. The base has none of both, the vector all.",
             plots=[plots.recovery_against_drift(points), plots.scale_curve(scales)],
             tables=[Table(("measure", "compiled", "95 % interval", "rounded to bfloat16"), list(self._rows()))],
             points=said,
