@@ -229,10 +229,12 @@ def divergences(before: Tensor, after: Tensor, following: Tensor) -> tuple[Tenso
         after: the same of another model.
         following: the token that follows, -1 where none does, [places].
     """
-    known = (following >= 0).to(before.device)
-    tokens = following.to(before.device)[known].unsqueeze(-1)
-    kl = (before.exp() * (before - after)).sum(dim=-1).double().cpu()
-    return kl, (before - after)[known].gather(1, tokens)[:, 0].double().cpu()
+    known = following >= 0
+    gained = before - after
+    # In place: each of these is as large as the vocabulary is wide.
+    kl = before.exp().mul_(gained).sum(dim=-1).double().cpu()
+    loss = gained.gather(1, following.clamp(min=0).to(before.device).unsqueeze(-1))[:, 0].double().cpu()
+    return kl, loss[known]
 
 
 def scored_places(pack: Pack) -> tuple[Tensor, Tensor]:

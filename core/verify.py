@@ -166,6 +166,7 @@ def verify(
     controls: int = RANDOM,
     seed: int = 0,
     steps: Steps | None = None,
+    common: Steps | None = None,
     plan: Callable[[dict[str, int]], None] | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
@@ -188,6 +189,8 @@ def verify(
         controls: how many random directions.
         seed: of every drawing and resampling.
         steps: results of an interrupted run, and where new ones are kept.
+        common: the same for what says nothing of the edit: base, controls, prompt. The verdict on the vector and that
+            on the weights compiled from it have these in common.
         plan: called beforehand with how much of everything there is to do.
         progress: called with what was done (a name of the plan) and how much.
 
@@ -202,14 +205,15 @@ def verify(
             f"{MIN_SCENARIOS} are needed, so add pairs of {MIN_SCENARIOS - len(scenarios)} more."
         )
     steps = steps or Steps()
+    common = common or steps
     edit = compiled or partial(model.steer, active)
     work = _Work(model, active, edit, training, held_out, controls, seed, progress or (lambda what, done: None))
     if plan is not None:
         plan(work.totals())
-    base = _Margins(held_out.pairs, steps.do("base", work.margins))
+    base = _Margins(held_out.pairs, common.do("base", work.margins))
     edited = _Margins(held_out.pairs, steps.do("edited", work.edited))
-    rivals = steps.do("controls", work.control_margins)
-    prompted = steps.do("prompt", work.prompted)
+    rivals = common.do("controls", work.control_margins)
+    prompted = common.do("prompt", work.prompted)
     neutral = steps.do("neutral", work.neutral)
     scores = steps.do("scores", work.scores)
     replies = Replies.from_json(steps.do("replies", work.replies))

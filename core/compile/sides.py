@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from engrain.core.compile.passes import Course, Edit, next_token_logits
+from engrain.core.compile.passes import Course, Edit, Recorded, next_token_logits
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded, Pack
 from engrain.core.scoring import scored_places
@@ -54,22 +54,28 @@ def each_side(
         reference: the base's name, or that of an edit.
     """
     course = Course(model, sequences, entry, layers)
-    known: dict[str, Edit] = {BASE: nullcontext, **edits}
+    known: dict[str, Edit | None] = {BASE: None, **edits}
     for recorded in course.record():
-        _, following = scored_places(recorded.pack)
-
-        def side(name: str, recorded=recorded, following=following) -> Side:  # type: ignore[no-untyped-def]
-            with torch.no_grad(), known[name]():
-                states = recorded.targets if name == BASE else course.states(recorded)
-                # At the last block it would act once more, on what stands in for that block's output.
-                for handle in model.steering.handles:
-                    handle.enabled = False
-                scores = next_token_logits(model, states[course.layers[-1]]).log_softmax(-1)
-            return Side(states, scores, following)
-
-        beside = side(reference)
+        beside = _side(model, course, recorded, known[reference])
         # One after the other: the distributions of all of them at once would be many times the weights.
-        yield recorded.pack, {name: look(beside, beside if name == reference else side(name)) for name in known}
+        yield (
+            recorded.pack,
+            {
+                name: look(beside, beside if name == reference else _side(model, course, recorded, edit))
+                for name, edit in known.items()
+            },
+        )
+
+
+def _side(model: SteerableModel, course: Course, recorded: Recorded, edit: Edit | None) -> Side:
+    """Return the side of an edit, or of the base for None."""
+    with torch.no_grad(), nullcontext() if edit is None else edit():
+        states = recorded.targets if edit is None else course.states(recorded)
+        # At the last block it would act once more, on what stands in for that block's output.
+        for handle in model.steering.handles:
+            handle.enabled = False
+        scores = next_token_logits(model, states[course.layers[-1]]).log_softmax(-1)
+    return Side(states, scores, scored_places(recorded.pack)[1])
 
 
 def of_members(pack: Pack, values: Tensor) -> dict[int, Tensor]:

@@ -21,7 +21,7 @@ from engrain.registry.task_vectors import read_task_vector
 from engrain.registry.vectors import publish_pairs, publish_verdict, read_vector
 from engrain.report import available
 from engrain.subject import Subject
-from engrain.verifying import JUDGE, Bars, held_out, steps, training, verdict_html
+from engrain.verifying import JUDGE, Bars, common_steps, held_out, steps, training, verdict_html
 
 
 def verify_compiled(
@@ -64,14 +64,14 @@ def verify_compiled(
     task_vector = read_task_vector(store, published.reference)
     model.check_task_vector(task_vector)
     teachers = compiled_from(store, published, task_vector)
-    actives = [active for active, _ in teachers]
     # Of several that were compiled together, the one whose pairs these are.
-    active = next((one for one in actives if one.vector.name == subject.name), actives[0])
+    active, source = next((one for one in teachers if one[0].vector.name == subject.name), teachers[0])
     held = held_out(model, subject, plugins, judge)
     beside = "" if control is None else f"{control.name} {control.norm()!r}"
     done = steps(published.digest, held.pairs.digest, str(seed), judge, *subject.scorers, beside)
-    if done.finished:
-        say(f"going on after: {', '.join(done.finished)}")
+    common = common_steps(source, subject, held, seed)
+    if known := (*common.finished, *done.finished):
+        say(f"going on after: {', '.join(known)}")
     bars = Bars(bar, say, f"verifying {published.reference}, the vector removed")
     verdict = verify(
         model,
@@ -82,13 +82,14 @@ def verify_compiled(
         budget=subject.budget,
         seed=seed,
         steps=done,
+        common=common,
         plan=bars.plan,
         progress=bars.progress,
     )
     bars = Bars(bar, say, f"comparing {published.reference} with the vector")
     proof = prove(
         model,
-        actives,
+        [one for one, _ in teachers],
         task_vector,
         held,
         control=control,
@@ -137,8 +138,8 @@ def compiled_from(store: Store, published: Version, task_vector: TaskVector) -> 
 def _used(known: Mapping[str, tuple[SteeringVector, str]], one: Mapping[str, Any]) -> tuple[Active, str]:
     """Return a vector as a task vector's origin says that it was in use."""
     vector, digest = known[one["name"]]
-    active = Active(vector, tuple(one["layers"]), one["strength"], one["positions"], one["operation"])
-    return active, digest
+    how = (one["strength"], one["positions"], one["operation"], one.get("preserve_norm", False))
+    return Active(vector, tuple(one["layers"]), *how), digest
 
 
 def _unknown(published: Version) -> InputError:

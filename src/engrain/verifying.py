@@ -65,8 +65,9 @@ def verify_subject(
     active = model.activate(vector)
     published = store.resolve(f"vector/{subject.name}")
     done = steps(published.digest, held.pairs.digest, str(seed), judge, *subject.scorers)
-    if done.finished:
-        say(f"going on after: {', '.join(done.finished)}")
+    common = common_steps(published.digest, subject, held, seed)
+    if known := (*common.finished, *done.finished):
+        say(f"going on after: {', '.join(known)}")
     bars = Bars(bar, say, f"verifying {published.reference}", f"replies have {REPLY_TOKENS} tokens at most")
     verdict = verify(
         model,
@@ -76,6 +77,7 @@ def verify_subject(
         budget=subject.budget,
         seed=seed,
         steps=done,
+        common=common,
         plan=bars.plan,
         progress=bars.progress,
     )
@@ -219,8 +221,20 @@ def make_judge(plugins: Plugins, model: SteerableModel, subject: Subject, name: 
     return make(model, subject.brief, argument)
 
 
+def common_steps(vector: str, subject: Subject, held: HeldOut, seed: int) -> Steps:
+    """Return the steps that verdicts on a vector and on weights compiled from it share; they stay in the cache.
+
+    Args:
+        vector: its digest.
+        subject: whose pairs it was made from.
+        held: what the verdicts are measured on.
+        seed: of the controls.
+    """
+    return steps("common", vector, subject.train.digest, held.pairs.digest, str(seed), held.instruction or "")
+
+
 def steps(*work: str) -> Steps:
-    """Return the steps of this work, kept in the cache until it is finished."""
+    """Return the steps of this work, kept in the cache until they are forgotten."""
     key = " ".join([*work, __version__])
     folder = user_cache_path("engrain") / "verify"
     return Steps(folder / f"{hashlib.sha256(key.encode()).hexdigest()}.json", key)

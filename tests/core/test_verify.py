@@ -243,6 +243,21 @@ def test_weights_that_are_the_vector_get_its_verdict(whole: tuple[Active, Traini
     assert found.measured["boundary"]["value"] == pytest.approx(verdict.measured["boundary"]["value"], rel=1e-3)
 
 
+def test_what_says_nothing_of_the_edit_is_measured_once_for_vector_and_weights(
+    llama: SteerableModel, whole: tuple[Active, Training, Verdict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    active, training, verdict = whole
+    common, held = Steps(tmp_path / "common.json", "k"), held_out(llama)
+    first = verify(llama, active, held, training, budget=ANY, controls=5, common=common)
+    assert first.to_json() == verdict.to_json()
+    assert common.finished == ("base", "controls", "prompt")
+    alone = verify(llama, active, held, training, compiled=nullcontext, budget=ANY, controls=5)
+    monkeypatch.setattr("engrain.core.verify.margins_under", lambda *given: pytest.fail("measured again"))
+    kept = Steps(tmp_path / "common.json", "k")
+    again = verify(llama, active, held, training, compiled=nullcontext, budget=ANY, controls=5, common=kept)
+    assert again.to_json() == alone.to_json()
+
+
 def test_weights_that_are_the_base_fail_at_the_effect(
     llama: SteerableModel, whole: tuple[Active, Training, Verdict]
 ) -> None:

@@ -1,15 +1,22 @@
 """Published weights, verified as they are stored and published with their proof."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rich.progress import Progress
 
+from engrain import verifying
+from engrain.core import replies
 from engrain.core.budget import Budget
-from engrain.core.compile import trajectories
+from engrain.core.compile import prove, trajectories
 from engrain.core.compile.bias import compile_bias
 from engrain.core.compile.compiler import Order
 from engrain.core.compile.proof import Proof
@@ -32,12 +39,17 @@ from engrain.subject import Subject
 from tiny import byte_tokenizer, random_model
 
 
+def quicken(put: Callable[[Any, str, Any], None]) -> None:
+    """Let replies be short, no question be asked, and a random model's own replies be likely enough."""
+    put(trajectories, "_SURPRISE", float("inf"))
+    put(prove, "REPLY_TOKENS", 8)
+    put(replies, "REPLY_TOKENS", 8)
+    put(verifying, "read_questions", list)
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trajectories, "_SURPRISE", float("inf"))
-    monkeypatch.setattr("engrain.core.compile.prove.REPLY_TOKENS", 8)
-    monkeypatch.setattr("engrain.core.replies.REPLY_TOKENS", 8)
-    monkeypatch.setattr("engrain.verifying.read_questions", lambda: [])
+    quicken(monkeypatch.setattr)
 
 
 def pairs(first: int, count: int) -> PairSet:
@@ -63,9 +75,13 @@ SUBJECT = Subject(
 )
 
 
+def fresh() -> SteerableModel:
+    return SteerableModel(random_model("llama"), byte_tokenizer(), "tiny llama")
+
+
 @pytest.fixture(scope="module")
 def model() -> SteerableModel:
-    return SteerableModel(random_model("llama"), byte_tokenizer(), "tiny llama")
+    return fresh()
 
 
 def vector_of(model: SteerableModel) -> SteeringVector:
@@ -126,10 +142,26 @@ def test_an_interrupted_verification_goes_on_and_is_the_same_version(
         with pytest.raises(KeyboardInterrupt):
             verified(model, store, published, control=control)
     _, proof, version = verified(model, store, published, said.append, control=control)
-    assert said[0].startswith("going on after: base, edited, controls")
+    assert said[0].startswith("going on after: base, controls, prompt, edited, neutral")
     assert proof.control is not None
     assert proof.scales[2].effect < proof.steered.effect
     assert verified(model, store, published, control=control)[2] == version
+
+
+def test_another_process_that_reads_what_is_stored_publishes_the_same_version(model: SteerableModel) -> None:
+    store, vector = Store(), vector_of(model)
+    _, published = publish(model, store, vector, scale=0.9)
+    code = (
+        f"import test_proving as t; t.quicken(setattr); model = t.fresh(); store = t.Store(); "
+        f"print(t.verified(model, store, store.resolve('{published.reference}'))[2].digest)"
+    )
+    tests = Path(__file__).parents[1]
+    search = os.pathsep.join(map(str, (tests, tests / "engrain", tests.parent / "src")))
+    # Of a registry and a cache of its own, so that nothing is known to it but what is stored.
+    shutil.copytree(store.root, copied := store.root.with_name("copy"))
+    environment = os.environ | {"PYTHONPATH": search, "ENGRAIN_HOME": str(copied), "XDG_CACHE_HOME": str(copied)}
+    other = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert other.stdout.strip() == verified(model, store, published)[2].digest
 
 
 def interrupted(*given: object, **named: object) -> None:

@@ -80,7 +80,7 @@ class Compiled:
             )
         return Section(
             "The weights against the vector",
-            "What was asked for is 100 % recovered and no drift; the base has 0 % and none, the vector 100 % and all.",
+            "Best is all of the effect and none of the side effects. The base has none of both, the vector all.",
             plots=[plots.recovery_against_drift(points), plots.scale_curve(scales)],
             tables=[Table(("measure", "compiled", "95 % interval", "rounded to bfloat16"), list(self._rows()))],
             points=said,

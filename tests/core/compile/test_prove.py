@@ -1,7 +1,6 @@
 """A proof of what is the vector, of what is the base, and against slow and literal references."""
 
 import json
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -19,7 +18,6 @@ from engrain.core.compile.bias import compile_bias
 from engrain.core.compile.compiler import Order
 from engrain.core.compile.proof import Proof
 from engrain.core.compile.prove import SCALES, prove, rounded
-from engrain.core.compile.sides import BASE, Side, each_side, of_members
 from engrain.core.compile.trajectories import sample_trajectories
 from engrain.core.composition import Active, activate
 from engrain.core.contrast import ContrastPair, Message, PairSet
@@ -31,7 +29,6 @@ from engrain.core.steps import Steps
 from engrain.core.task_vector import TaskVector
 from engrain.core.vector import SteeringVector
 from engrain.core.verify import HeldOut
-from oracle import log_probability
 from tiny import byte_tokenizer, random_model
 
 DIRECTION = torch.randn(32, generator=torch.Generator().manual_seed(3))
@@ -379,30 +376,3 @@ def test_a_vector_that_does_nothing_and_a_model_that_is_changed_already_are_refu
         proved(model, bias(model), active(strength=0.0))
     with model.compiled(bias(model)), pytest.raises(InputError, match="take it off"):
         proved(model, some_weights(model))
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral-window"])
-@pytest.mark.parametrize(("entry", "layer"), [(0, 1), (1, 1), (1, 2)])
-def test_each_side_sees_what_a_plain_pass_sees(family: str, entry: int, layer: int) -> None:
-    model = fresh(family)
-    texts = [model.encode("Hello.", "a reply"), Encoded((), tuple(range(20, 40))), model.encode("Hello.", "a rope")]
-    edits = {"steered": partial(model.steer, active(layer))}
-
-    def said(reference: Side, side: Side) -> tuple[Tensor, Tensor]:
-        known = side.following.clamp(min=0)[:, None]
-        assert set(side.states) == {1, 2}
-        return side.log_probabilities.gather(1, known)[:, 0], reference.log_probabilities
-
-    seen: dict[str, dict[int, Tensor]] = {BASE: {}, "steered": {}}
-    for pack, found in each_side(model, texts, edits, entry, said, layers=[1], reference="steered"):
-        assert torch.equal(found[BASE][1], found["steered"][1])
-        for name, (scores, _) in found.items():
-            seen[name] |= of_members(pack, scores)
-    for name, on in ((BASE, nullcontext()), ("steered", model.steer(active(layer)))):
-        with on:
-            for place, text in enumerate(texts):
-                wanted = log_probability(model, text).float()
-                own = seen[name][place]
-                assert len(own) == len(text.reply)
-                torch.testing.assert_close(own[: len(wanted)], wanted, rtol=1e-3, atol=1e-3)
-    assert math.isfinite(sum(float(one.sum()) for one in seen[BASE].values()))
