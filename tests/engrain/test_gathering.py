@@ -8,6 +8,7 @@ import torch
 from engrain import gathering
 from engrain.core.compile import trajectories
 from engrain.core.compile.corpus import Corpus
+from engrain.core.compile.trajectories import sample_trajectories
 from engrain.core.composition import Active, activate
 from engrain.core.contrast import ContrastPair, Message, PairSet, split_of
 from engrain.core.vector import SteeringVector
@@ -89,11 +90,10 @@ def test_several_behaviors_are_sampled_under_all_of_them_together() -> None:
 
 def test_what_was_sampled_is_kept_for_the_same_teacher_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    sample = gathering.sample_trajectories
 
     def count(*arguments: object, **options: object) -> object:
         calls.append(1)
-        return sample(*arguments, **options)  # type: ignore[arg-type]
+        return sample_trajectories(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(gathering, "sample_trajectories", count)
     first = gather(SUBJECT)
@@ -102,25 +102,29 @@ def test_what_was_sampled_is_kept_for_the_same_teacher_alone(monkeypatch: pytest
     assert len(calls) == 5
     for changes in ({"strength": 2.0}, {"seed": 1}):
         calls.clear()
-        assert gather(SUBJECT, **changes) != first  # type: ignore[arg-type]
+        assert gather(SUBJECT, **changes) != first
         assert len(calls) == 5
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = gather(SUBJECT, seed=3)
-    sample, calls = gathering.sample_trajectories, []
+    calls: list[int] = []
 
     def stop(*arguments: object, **options: object) -> object:
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(1)
-        return sample(*arguments, **options)  # type: ignore[arg-type]
+        return sample_trajectories(*arguments, **options)  # type: ignore[arg-type]
+
+    def count(*arguments: object, **options: object) -> object:
+        calls.append(1)
+        return sample_trajectories(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(gathering, "__version__", "another")
     monkeypatch.setattr(gathering, "sample_trajectories", stop)
     with pytest.raises(KeyboardInterrupt):
         gather(SUBJECT, seed=3)
-    monkeypatch.setattr(gathering, "sample_trajectories", lambda *a, **o: calls.append(1) or sample(*a, **o))
+    monkeypatch.setattr(gathering, "sample_trajectories", count)
     assert gather(SUBJECT, seed=3) == whole
     assert len(calls) == 5
 
