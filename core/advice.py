@@ -42,6 +42,25 @@ def advise(model: SteerableModel, active: Active, training: Training, failed: Se
     return tuple(found)
 
 
+def advise_compiling(failed: Sequence[str]) -> tuple[str, ...]:
+    """Return what to try with weights that did not pass, one sentence each.
+
+    Args:
+        failed: the names of the gates that did not pass.
+    """
+    found: list[str] = []
+    if {"effect", "controls"} & set(failed):
+        found.append(
+            "Little of the vector is in the weights: compile it with --backend bias, which has all of it, and if that "
+            "passes, train the other one on more of the behavior's conversations."
+        )
+    if "side_effects" in failed:
+        found.append("Use less of the change (--task-vector NAME=0.7), or compile it with more text to leave alone.")
+    if "boundary" in failed:
+        found.append("Compile it with boundary pairs among the texts to leave alone.")
+    return tuple(found)
+
+
 def _other_layers(active: Active) -> list[str]:
     """Return the advice that the sweep's own numbers give."""
     doses = active.vector.origin.get("calibration_doses", [])

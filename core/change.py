@@ -1,6 +1,6 @@
 """A score of the base and of the edited model on the same items."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,11 @@ class Change:
         before, after = (np.asarray(side, dtype=np.float64) for side in (base, edited))
         interval = bootstrap_interval(after - before, groups, seed=seed) if len(set(groups)) > 1 else None
         return cls(float(before.mean()), float(after.mean()), float((after - before).mean()), interval, len(before))
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Change":
+        """Return what ``to_json`` wrote."""
+        return cls(**{**found, "ci95": found["ci95"] and tuple(found["ci95"])})
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields."""

@@ -76,6 +76,8 @@ class WeightEdits:
             VectorError: a tensor of another shape than the parameter, or two for one tied parameter.
             ModelError: quantised weights, or weights that are not loaded.
         """
+        if applied.keys() == self._applied.keys() and all(one is self._applied[name] for name, one in applied.items()):
+            return
         deltas = self._collect(applied)
         try:
             self._write(deltas)
@@ -98,8 +100,12 @@ class WeightEdits:
                     deltas[first[parameters[name]] if name in parameters else name].append((one.scale, delta))
         return dict(deltas)
 
-    def _check(self, task_vector: TaskVector, parameters: Mapping[str, nn.Parameter]) -> None:
-        what = f"Task vector '{task_vector.name}'"
+    def check_floating(self) -> None:
+        """Check that a change of the weights would not be lost in their rounding.
+
+        Raises:
+            ModelError: they are quantised.
+        """
         quantization = getattr(self._hf.config, "quantization_config", None)
         # What transformers reads from a GGUF file it has turned into floating point, and says gguf all the same.
         if getattr(quantization, "quant_method", quantization) not in (None, "gguf"):
@@ -107,6 +113,10 @@ class WeightEdits:
                 f"'{self._source}' is quantised, and a change of its weights would be lost in their rounding. "
                 f"Load it unquantised, or export the task vector as LoRA and serve that: engrain export --format peft."
             )
+
+    def _check(self, task_vector: TaskVector, parameters: Mapping[str, nn.Parameter]) -> None:
+        what = f"Task vector '{task_vector.name}'"
+        self.check_floating()
         seen: dict[nn.Parameter, str] = {}
         for name, delta in task_vector.tensors.items():
             parameter = parameters.get(name)

@@ -72,6 +72,14 @@ def write_atomically(path: Path, data: bytes, *, force: bool = False) -> None:
         raise InputError(f"'{path}' cannot be written ({error.strerror or error}).") from error
 
 
+def check_folder(folder: Path, mark: str | None = None, *, force: bool = False) -> None:
+    """Check that a folder may be written; arguments and errors as ``folder_atomically``."""
+    if os.path.lexists(folder) and not force:
+        raise OutputExistsError(folder)
+    if mark and folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise InputError(f"'{folder}' holds no {mark}, so it is left alone also with --force; choose another path.")
+
+
 @contextmanager
 def drafted(folder: Path, pieces: Iterable[bytes], mode: int, prefix: str = "") -> Iterator[Path]:
     """Yield a temporary file that holds ``pieces`` and is on the disk; what gives it no name has it removed.
@@ -111,10 +119,7 @@ def folder_atomically(folder: Path, mark: str | None = None, *, force: bool = Fa
         OutputExistsError: ``folder`` exists and ``force`` is false.
         InputError: it is no folder of this kind, or cannot be written.
     """
-    if os.path.lexists(folder) and not force:
-        raise OutputExistsError(folder)
-    if mark and folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
-        raise InputError(f"'{folder}' holds no {mark}, so it is left alone also with --force; choose another path.")
+    check_folder(folder, mark, force=force)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:

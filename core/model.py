@@ -1,6 +1,6 @@
 """A transformers causal language model that can be read from and steered."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -236,8 +236,20 @@ class SteerableModel:
     @contextmanager
     def compiled(self, task_vector: TaskVector, scale: float = 1.0) -> Iterator[None]:
         """Have a task vector on the weights inside a ``with`` block; after it, what was on before is on again."""
+        with self.edited(self.edits.applied | {task_vector.name: Applied(task_vector, scale)}):
+            yield
+
+    @contextmanager
+    def edited(self, applied: Mapping[str, Applied]) -> Iterator[None]:
+        """Have exactly these task vectors on the weights inside a ``with`` block; after it, what was on is on again.
+
+        Raises:
+            FingerprintError, UnknownNameError, VectorError, ModelError: as ``apply``; the weights stay as they were.
+        """
+        for one in applied.values():
+            self.check_task_vector(one.task_vector)
         before = self.edits.applied
-        self.apply(task_vector, scale)
+        self.edits.set(applied)
         try:
             yield
         finally:

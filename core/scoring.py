@@ -156,6 +156,19 @@ class Divergence:
     perplexity_ratio: float
     positions: int
 
+    @classmethod
+    def of(cls, kl: Tensor, loss: Tensor) -> "Divergence":
+        """Return it from what was found at every position.
+
+        Args:
+            kl: KL(base || edited), nats, float64 [positions].
+            loss: how much more log-probability the base gives to the token that follows, float64 [known], where one
+                does.
+        """
+        ratio = float(loss.mean().exp()) if len(loss) else 1.0
+        rms = float(kl.square().mean().sqrt())
+        return cls(float(kl.mean()), float(kl.quantile(0.95)), rms, ratio, len(kl))
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields."""
         return asdict(self)
@@ -200,16 +213,28 @@ class NeutralScorer:
                     self._base.append(before)
             with edit():
                 after = edited.logits(pack, places).float().log_softmax(dim=-1)
-            found.append((before.exp() * (before - after)).sum(dim=-1).double().cpu())
-            known = following >= 0
-            tokens = following[known].unsqueeze(-1).to(before.device)
-            lost.append((before - after)[known.to(before.device)].gather(1, tokens)[:, 0].double().cpu())
+            kl, loss = divergences(before, after, following)
+            found.append(kl)
+            lost.append(loss)
             if progress is not None:
                 progress(len(pack.members))
-        kl, loss = torch.cat(found), torch.cat(lost)
-        ratio = float(loss.mean().exp()) if len(loss) else 1.0
-        rms = float(kl.square().mean().sqrt())
-        return Divergence(float(kl.mean()), float(kl.quantile(0.95)), rms, ratio, len(kl))
+        return Divergence.of(torch.cat(found), torch.cat(lost))
+
+
+def divergences(before: Tensor, after: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
+    """Return KL(before || after) at each place, [places], and the loss of what follows, where known, [known]; float64.
+
+    Args:
+        before: log-probabilities, [places, vocabulary].
+        after: the same of another model.
+        following: the token that follows, -1 where none does, [places].
+    """
+    known = following >= 0
+    gained = before - after
+    # In place: each of these is as large as the vocabulary is wide.
+    kl = before.exp().mul_(gained).sum(dim=-1).double().cpu()
+    loss = gained.gather(1, following.clamp(min=0).to(before.device).unsqueeze(-1))[:, 0].double().cpu()
+    return kl, loss[known]
 
 
 def scored_places(pack: Pack) -> tuple[Tensor, Tensor]:
@@ -246,12 +271,48 @@ def bootstrap_interval(
         InputError: fewer than two scenarios, which say nothing about others.
     """
     numbers = np.asarray(values, dtype=np.float64)
+    sums, counts = _resampled((numbers, np.ones_like(numbers)), scenarios, seed, resamples)
+    low, high = np.quantile(sums / counts, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def bootstrap_ratio(
+    values: Sequence[float] | Tensor | NDArray[np.float64],
+    whole: Sequence[float] | Tensor | NDArray[np.float64],
+    scenarios: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> tuple[float, tuple[float, float]]:
+    """Return the sum of ``values`` over that of ``whole``, with its 95 % percentile interval over whole scenarios.
+
+    Where ``whole`` is not surely of one sign the interval is wide, or not one at all: a share of nothing.
+
+    Args:
+        values: one number per pair.
+        whole: what they are a share of, one number per pair.
+        scenarios: the scenario of each pair.
+        seed: of the resampling; the same seed gives the same interval.
+        resamples: how many.
+
+    Raises:
+        InputError: fewer than two scenarios, which say nothing about others; or ``whole`` sums to 0.
+    """
+    part, total = (np.asarray(side, dtype=np.float64) for side in (values, whole))
+    if total.sum() == 0:
+        raise InputError("There is nothing that a share could be of: the sum is 0.")
+    parts, totals = _resampled((part, total), scenarios, seed, resamples)
+    drawn = totals != 0
+    low, high = np.quantile(parts[drawn] / totals[drawn], [0.025, 0.975])
+    return float(part.sum() / total.sum()), (float(low), float(high))
+
+
+def _resampled(
+    rows: Sequence[NDArray[np.float64]], scenarios: Sequence[str], seed: int, resamples: int
+) -> list[NDArray[np.float64]]:
+    """Return the sums of each row, [pairs], over the scenarios that were drawn, [resamples] each."""
     names, of = np.unique(np.asarray(scenarios), return_inverse=True)
     if len(names) < 2:
         raise InputError(f"An interval needs pairs of two scenarios at least, there is {len(names)}; add pairs.")
-    sums = np.bincount(of, weights=numbers)
-    counts = np.bincount(of)
     drawn = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    return [np.bincount(of, weights=row)[drawn].sum(axis=1) for row in rows]

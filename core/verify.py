@@ -1,4 +1,4 @@
-"""Verification: does a vector do what it should on unseen conversations, and nothing else?"""
+"""Verification: do a vector, or the weights compiled from it, do what they should on unseen talk, and nothing else?"""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engrain.core.advice import advise
+from engrain.core.advice import advise, advise_compiling
 from engrain.core.budget import Budget
 from engrain.core.capability import Question, answered
 from engrain.core.composition import Active
 from engrain.core.contrast import ContrastPair, Message, PairSet
 from engrain.core.controls import RANDOM, random_controls, shuffled_control
 from engrain.core.errors import InputError
-from engrain.core.evaluate import change_under
+from engrain.core.evaluate import Edit, change_under
 from engrain.core.fluency import Degeneration
 from engrain.core.judge import Judge
 from engrain.core.model import SteerableModel
@@ -63,6 +63,7 @@ class HeldOut:
 class _Work:
     model: SteerableModel
     active: Active
+    edit: Edit
     training: Training
     held_out: HeldOut
     controls: int
@@ -74,7 +75,7 @@ class _Work:
         return found
 
     def edited(self) -> list[float]:
-        with self.model.steer(self.active):
+        with self.edit():
             return self.margins()
 
     def control_margins(self) -> dict[str, list[float]]:
@@ -104,22 +105,21 @@ class _Work:
 
     def neutral(self) -> dict[str, Any]:
         scorer = NeutralScorer(self.model, self.held_out.neutral)
-        return scorer.divergence(lambda: self.model.steer(self.active), self._count("neutral text")).to_json()
+        return scorer.divergence(self.edit, self._count("neutral text")).to_json()
 
     def scores(self) -> dict[str, dict[str, Any]]:
         """Return the change of every other score on the ordinary pairs."""
-        pairs, edit = self.held_out.pairs.ordinary, partial(self.model.steer, self.active)
+        pairs = self.held_out.pairs.ordinary
         return {
             name: change_under(
-                self.model, pairs, scorer, edit, seed=self.seed, progress=self._count("scores")
+                self.model, pairs, scorer, self.edit, seed=self.seed, progress=self._count("scores")
             ).to_json()
             for name, scorer in self.held_out.scorers.items()
         }
 
     def replies(self) -> list[dict[str, str]]:
         """Return free replies of base and edited model, side by side."""
-        edit = partial(self.model.steer, self.active)
-        return Replies.sample(self.model, self.held_out.prompts, edit, self._count("replies")).to_json()
+        return Replies.sample(self.model, self.held_out.prompts, self.edit, self._count("replies")).to_json()
 
     def judged(self, replies: Replies, degeneration: Degeneration) -> dict[str, Any] | None:
         """Return what the judge says of the free replies."""
@@ -132,7 +132,7 @@ class _Work:
     def capability(self) -> list[list[bool]]:
         """Return which questions the base and the edited model answer right."""
         base: list[bool] = answered(self.model, self.held_out.questions).tolist()
-        with self.model.steer(self.active):
+        with self.edit():
             edited: list[bool] = answered(self.model, self.held_out.questions).tolist()
         self.progress("questions", 2 * len(self.held_out.questions))
         return [base, edited]
@@ -161,30 +161,36 @@ def verify(
     held_out: HeldOut,
     training: Training,
     *,
+    compiled: Edit | None = None,
     budget: Budget | None = None,
     controls: int = RANDOM,
     seed: int = 0,
     steps: Steps | None = None,
+    common: Steps | None = None,
     plan: Callable[[dict[str, int]], None] | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
-    """Return the verdict on a vector in use.
+    """Return the verdict on a vector in use, or on the weights that were compiled from it.
 
     The gates are: the effect on the margin is above 0; it is above that of the best of all control directions of the
     same length (random ones, and one from pairs with shuffled labels), where both are compared on ``CONTROL_PAIRS``
     pairs or a scenario more; side effects are within the budget and free replies no more degenerate than the base's
-    own. Intervals are paired bootstraps over scenarios. The boundary effect is reported only: a constant vector cannot
-    know the boundary.
+    own. Intervals are paired bootstraps over scenarios. The boundary effect of a vector is reported only: a constant
+    one cannot know the boundary. That of compiled weights must not be surely below 0.
 
     Args:
         model: the model, unsteered.
         active: the vector in use, at one block.
         held_out: what it is measured on.
         training: what it was made from.
+        compiled: makes a context in which compiled weights are on the model. The verdict is on these; the vector says
+            no more than what the controls are like, which are steered as ever.
         budget: of side effects; the defaults of ``Budget``.
         controls: how many random directions.
         seed: of every drawing and resampling.
         steps: results of an interrupted run, and where new ones are kept.
+        common: the same for what says nothing of the edit: base, controls, prompt. The verdict on the vector and that
+            on the weights compiled from it have these in common.
         plan: called beforehand with how much of everything there is to do.
         progress: called with what was done (a name of the plan) and how much.
 
@@ -199,13 +205,15 @@ def verify(
             f"{MIN_SCENARIOS} are needed, so add pairs of {MIN_SCENARIOS - len(scenarios)} more."
         )
     steps = steps or Steps()
-    work = _Work(model, active, training, held_out, controls, seed, progress or (lambda what, done: None))
+    common = common or steps
+    edit = compiled or partial(model.steer, active)
+    work = _Work(model, active, edit, training, held_out, controls, seed, progress or (lambda what, done: None))
     if plan is not None:
         plan(work.totals())
-    base = _Margins(held_out.pairs, steps.do("base", work.margins))
+    base = _Margins(held_out.pairs, common.do("base", work.margins))
     edited = _Margins(held_out.pairs, steps.do("edited", work.edited))
-    rivals = steps.do("controls", work.control_margins)
-    prompted = steps.do("prompt", work.prompted)
+    rivals = common.do("controls", work.control_margins)
+    prompted = common.do("prompt", work.prompted)
     neutral = steps.do("neutral", work.neutral)
     scores = steps.do("scores", work.scores)
     replies = Replies.from_json(steps.do("replies", work.replies))
@@ -218,16 +226,19 @@ def verify(
     beside = [ordinary[place] for place in compared]
     effects = {name: np.array(found) - base.ordinary[compared] for name, found in rivals.items()}
     best = max(effects, key=lambda name: float(effects[name].mean()))
-    gates = (
+    boundary = _boundary(base, edited, held_out.pairs.boundary, seed)
+    gates = [
         _above_zero("effect", effect, ordinary, seed, "the interval of the effect reaches 0"),
         _above_zero(
             "controls", effect[compared] - effects[best], beside, seed, f"not surely above the control '{best}'"
         ),
         _side_effects(neutral, degeneration, budget or Budget()),
-    )
+    ]
+    if compiled is not None and boundary is not None:
+        gates.append(_boundary_gate(boundary))
     measured = {
         "effect": _summary(effect, ordinary, seed),
-        "boundary": _boundary(base, edited, held_out.pairs.boundary, seed),
+        "boundary": boundary,
         "anti_steered": _anti_steered(effect, ordinary),
         "controls": {name: float(own.mean()) for name, own in effects.items()},
         "best_control": best,
@@ -241,8 +252,11 @@ def verify(
         "replies": replies.to_json(),
     }
     failed = [gate.name for gate in gates if not gate.passed]
-    advice = advise(model, active, training, failed) if failed else ()
-    return Verdict(active.layers[0], active.strength, gates, measured, advice, seed)
+    if compiled is not None:
+        advice = advise_compiling(failed)
+    else:
+        advice = advise(model, active, training, failed) if failed else ()
+    return Verdict(active.layers[0], active.strength, tuple(gates), measured, advice, seed)
 
 
 class _Margins:
@@ -292,6 +306,11 @@ def _boundary(base: _Margins, edited: _Margins, pairs: PairSet, seed: int) -> di
     found = _summary(edited.boundary - base.boundary, pairs, seed)
     # Surely below 0: the behavior is pushed where it is wrong.
     return {**found, "overcorrection": found["ci95"] is not None and found["ci95"][1] < 0}
+
+
+def _boundary_gate(found: dict[str, Any]) -> Gate:
+    faults = ("boundary pairs surely moved the wrong way",) if found["overcorrection"] else ()
+    return Gate("boundary", not faults, found["value"], 0.0, found["ci95"] and tuple(found["ci95"]), faults)
 
 
 def _anti_steered(effect: NDArray[np.float64], pairs: Sequence[ContrastPair]) -> float:

@@ -12,7 +12,7 @@ def register_compilers(register: RegisterCompiler) -> None:
     from engrain.core.compile.distill import compile_distill
     from engrain.core.compile.rank1 import compile_rank1
 
-    register("ablate", compile_ablate)
-    register("bias", compile_bias)
+    register("ablate", compile_ablate, "faithful")
+    register("bias", compile_bias, "faithful")
     register("distill", compile_distill)
     register("rank1", compile_rank1)

@@ -13,7 +13,7 @@ from engrain.plugins import spec
 from engrain.plugins.behavior import Behavior
 
 if TYPE_CHECKING:
-    from engrain.core.compile.compiler import Compiler
+    from engrain.core.compile.compiler import Compiler, Spec
     from engrain.core.scorer import Scorer
     from engrain.registry.remote import Remote
 
@@ -118,7 +118,19 @@ class Plugins:
         Raises:
             UnknownNameError: there is none of that name.
         """
-        found: Compiler = self._one("backend", "register_compilers", name)
+        return self._backend(name)[0]
+
+    def spec_of(self, name: str) -> "Spec":
+        """Return the spec that a backend compiles where none is asked for.
+
+        Raises:
+            UnknownNameError: there is no backend of that name.
+        """
+        return self._backend(name)[1]
+
+    def _backend(self, name: str) -> "tuple[Compiler, Spec]":
+        known = self._collect("register_compilers", lambda name, compile, spec="selective": (name, (compile, spec)))
+        found: tuple[Compiler, Spec] = self._find("backend", known, name)
         return found
 
     def model_sources(self) -> list[spec.FindModel]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import click
 
     from engrain.core.brief import Brief
-    from engrain.core.compile.compiler import Compiler
+    from engrain.core.compile.compiler import Compiler, Spec
     from engrain.core.extract import Estimator
     from engrain.core.judge import Judge
     from engrain.core.model import SteerableModel
@@ -68,9 +68,9 @@ class RegisterJudge(Protocol):
 
 
 class RegisterCompiler(Protocol):
-    """Takes in a backend of compiling under its name."""
+    """Takes in a backend of compiling under its name, and the spec that it compiles where none is asked for."""
 
-    def __call__(self, name: str, compile: "Compiler") -> None: ...
+    def __call__(self, name: str, compile: "Compiler", spec: "Spec" = "selective") -> None: ...
 
 
 class FindModel(Protocol):

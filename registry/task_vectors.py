@@ -3,11 +3,18 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from engrain.core.edit import Applied
 from engrain.core.errors import InputError
+from engrain.core.model import SteerableModel
 from engrain.core.task_vector import DELTA, MANIFEST, TaskVector
 from engrain.registry.provenance import Provenance
 from engrain.registry.store import Parent, Store, Version
+from engrain.registry.vectors import parse_steering
+
+if TYPE_CHECKING:
+    from engrain.core.profile import Profile
 
 
 def publish_task_vector(
@@ -43,6 +50,50 @@ def publish_task_vector(
             media_types={DELTA: "application/vnd.safetensors"},
             provenance=provenance,
         )
+
+
+def read_edits(model: SteerableModel, store: Store, text: str) -> dict[str, Applied]:
+    """Return the task vectors that ``text`` names (``REF=SCALE`` comma-separated), by what they were called in it.
+
+    Raises:
+        FingerprintError: one was made on another model.
+        StrengthError: a scale that is not a finite number.
+        InputError: one is named twice.
+    """
+    found: dict[str, Applied] = {}
+    for where, scale in parse_steering(text, "scale"):
+        if where in found:
+            raise InputError(f"The task vector '{where}' is named twice; once, with one scale, is meant.")
+        found[where] = _applied(model, store, where, scale)
+    return found
+
+
+def read_profile_edits(
+    model: SteerableModel, store: Store, profile: "Profile", *, disabled: bool = False
+) -> dict[str, Applied]:
+    """Return the task vectors of a profile, by behavior; its vectors are ``activate_profile``.
+
+    Args:
+        model: what they are to be applied to.
+        store: where references are resolved.
+        profile: the inference configuration.
+        disabled: include the entries that are off.
+
+    Raises:
+        FingerprintError: one was made on another model.
+    """
+    entries = profile.behaviors if disabled else profile.enabled
+    return {
+        name: _applied(model, store, entry.task_vector, entry.scale)
+        for name, entry in entries.items()
+        if entry.task_vector is not None
+    }
+
+
+def _applied(model: SteerableModel, store: Store, where: str, scale: float | None) -> Applied:
+    task_vector = read_task_vector(store, where)
+    model.check_task_vector(task_vector)
+    return Applied(task_vector, 1.0 if scale is None else scale)
 
 
 def read_task_vector(store: Store, where: str) -> TaskVector:

@@ -4,11 +4,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engrain.core.composition import Active
 from engrain.core.contrast import PairSet
-from engrain.core.errors import InputError, ProfileError, StrengthError
+from engrain.core.errors import InputError, StrengthError
+from engrain.core.files import parse_object
 from engrain.core.model import SteerableModel
 from engrain.core.vector import SteeringVector
 from engrain.core.verdict import Verdict
@@ -16,11 +17,12 @@ from engrain.registry.provenance import Provenance
 from engrain.registry.store import Parent, Store, Version
 
 if TYPE_CHECKING:
+    from engrain.core.compile.proof import Proof
     from engrain.core.profile import Entry, Profile
 
 _FILE = "vector.safetensors"
 _PAIRS = "pairs.jsonl"
-REPORT = "report.html"
+REPORT, VERDICT, PROOF = "report.html", "verdict.json", "proof.json"
 _FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".pkl", ".bin")
 
 
@@ -30,14 +32,14 @@ def publish_pairs(store: Store, name: str, pairs: PairSet) -> Version:
     return store.publish("dataset", name, config=config, files={_PAIRS: pairs.to_json_lines()})
 
 
-def read_pairs(store: Store, version: Version) -> PairSet:
-    """Return the contrast pairs that a vector was made from.
+def read_pairs(store: Store, version: Version, role: str = "pairs") -> PairSet:
+    """Return the contrast pairs that a vector was made from, or (``test``) that a verdict is on.
 
     Raises:
         InputError: the version does not say.
         IntegrityError: the stored pairs are missing or changed.
     """
-    digests = [parent.digest for parent in version.parents if parent.role == "pairs"]
+    digests = [parent.digest for parent in version.parents if parent.role == role]
     if not digests:
         raise InputError(
             f"'{version.reference}' does not record the pairs that it was made from; extract it again: "
@@ -53,7 +55,12 @@ def read_pairs(store: Store, version: Version) -> PairSet:
 
 
 def publish_verdict(
-    store: Store, name: str, verdict: Verdict, parents: Sequence[Parent], report: bytes | None = None
+    store: Store,
+    name: str,
+    verdict: Verdict,
+    parents: Sequence[Parent],
+    report: bytes | None = None,
+    proof: "Proof | None" = None,
 ) -> Version:
     """Publish a verdict: its gates as the version's config, everything that was measured as a file.
 
@@ -61,13 +68,16 @@ def publish_verdict(
         store: where.
         name: of the behavior.
         verdict: the verdict.
-        parents: the vector and the pairs that it is on.
+        parents: the vector or task vector and the pairs that it is on.
         report: the verdict as an HTML page, or None.
+        proof: of compiled weights, or None for a vector.
     """
     whole = verdict.to_json()
     config = {key: whole[key] for key in ("schema", "passed", "layer", "strength", "gates", "seed")}
-    files = {"verdict.json": json.dumps(whole, ensure_ascii=False, allow_nan=False).encode()}
-    types = {"verdict.json": "application/json"}
+    files = {VERDICT: json.dumps(whole, ensure_ascii=False, allow_nan=False).encode()}
+    types = {VERDICT: "application/json"}
+    if proof is not None:
+        files[PROOF], types[PROOF] = json.dumps(proof.to_json(), allow_nan=False).encode(), "application/json"
     if report is not None:
         files[REPORT], types[REPORT] = report, "text/html"
     judged = whole.get("judged") or {}
@@ -76,6 +86,15 @@ def publish_verdict(
     return store.publish(
         "verdict", name, config=config, files=files, parents=parents, media_types=types, provenance=made
     )
+
+
+def read_verdict(version: Version) -> dict[str, Any]:
+    """Return everything that a published verdict says, as ``Verdict.to_json`` had it.
+
+    Raises:
+        IntegrityError: the stored bytes are missing or changed.
+    """
+    return parse_object(version.path(VERDICT).read_bytes(), version.reference, None)
 
 
 def publish_vector(store: Store, name: str, vector: SteeringVector, parents: Sequence[Parent] = ()) -> Version:
@@ -113,8 +132,12 @@ def read_vector(store: Store, where: str) -> SteeringVector:
     return SteeringVector.from_bytes(version.path(_FILE).read_bytes(), version.config, source=version.reference)
 
 
-def parse_steering(text: str) -> list[tuple[str, float | None]]:
-    """Read a set of active vectors, ``REF=STRENGTH`` comma-separated and split at the last ``=``.
+def parse_steering(text: str, factor: str = "strength") -> list[tuple[str, float | None]]:
+    """Read a set of what is to be active, ``REF=STRENGTH`` comma-separated and split at the last ``=``.
+
+    Args:
+        text: the set.
+        factor: what the number is called: the strength of a vector, the scale of a task vector.
 
     Returns:
         References or files, each with its strength, or None where none is given.
@@ -129,11 +152,12 @@ def parse_steering(text: str) -> list[tuple[str, float | None]]:
         if not equals:
             where, strength = strength, ""
         if not where or (equals and not strength):
-            raise InputError(f"'{text}' is not REF=STRENGTH[,REF=STRENGTH...], as listening=1.2,not_rushing=0.6.")
+            form = f"REF={factor.upper()}"
+            raise InputError(f"'{text}' is not {form}[,{form}...], as listening=1.2,not_rushing=0.6.")
         try:
             value = float(strength) if strength else None
         except ValueError as error:
-            raise StrengthError(f"The strength of '{where}' is {strength!r}; it must be a finite number.") from error
+            raise StrengthError(f"The {factor} of '{where}' is {strength!r}; it must be a finite number.") from error
         found.append((where, value))
     return found
 
@@ -148,7 +172,7 @@ def activate_steering(model: SteerableModel, store: Store, text: str) -> dict[st
 def activate_profile(
     model: SteerableModel, store: Store, profile: "Profile", *, disabled: bool = False
 ) -> dict[str, Active]:
-    """Return the active vectors of a profile, by behavior.
+    """Return the active vectors of a profile, by behavior; its task vectors are ``read_profile_edits``.
 
     Args:
         model: what they are to act on.
@@ -157,18 +181,16 @@ def activate_profile(
         disabled: include the entries that are off.
 
     Raises:
-        ProfileError: an entry that names a task vector, which this version cannot apply.
         LayerError, StrengthError: no calibration, and no layer or strength in the entry.
     """
     entries = profile.behaviors if disabled else profile.enabled
-    return {name: _activate(model, store, name, entry) for name, entry in entries.items()}
+    return {
+        name: activate_entry(model, read_vector(store, entry.vector), entry)
+        for name, entry in entries.items()
+        if entry.vector is not None
+    }
 
 
-def _activate(model: SteerableModel, store: Store, name: str, entry: "Entry") -> Active:
-    if entry.vector is None:
-        raise ProfileError(
-            f"behaviors.{name} names the task vector '{entry.task_vector}'; this version of engrain applies vectors "
-            f"only. Use 'vector', or switch it off: enabled: false."
-        )
-    vector = read_vector(store, entry.vector)
+def activate_entry(model: SteerableModel, vector: SteeringVector, entry: "Entry") -> Active:
+    """Return the vector of a profile's entry in use; what the entry does not say comes from its calibration."""
     return model.activate(vector, entry.layer, entry.strength, entry.positions, entry.operation)

@@ -1,16 +1,20 @@
 """A home of its own for every test, models to test on, and a registry."""
 
+import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from engrain.cli.main import main
 from engrain.core.model import SteerableModel
 from engrain.registry.audit import audit
 from engrain.registry.store import Store
-from tiny import FAMILIES, tiny
+from tiny import FAMILIES, byte_tokenizer, random_model, tiny
 
 # No test depends on the clock. The first text that hypothesis draws on a fresh machine waits for its table of unicode,
 # which takes more than the second that its health check allows.
@@ -63,3 +67,39 @@ def clean(model: SteerableModel) -> Iterator[SteerableModel]:
     yield model
     left = [name for name, module in model.hf.named_modules() if module._forward_hooks or module._forward_pre_hooks]
     assert left == []
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model on disk, as transformers writes it."""
+    place = tmp_path_factory.mktemp("model")
+    random_model("llama").save_pretrained(place)
+    byte_tokenizer().save_pretrained(place)
+    return place
+
+
+class Result:
+    """What one call did."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        """The one object on stdout."""
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def engrain(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Call the command line in this process."""
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["engrain", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        said = capsys.readouterr()
+        assert isinstance(caught.value.code, int)
+        return Result(caught.value.code, said.out, said.err)
+
+    return call

@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from engrain.core.blocks import find_blocks, linear_modules
-from engrain.core.errors import InputError, LayerError, UnknownNameError
+from engrain.core.compile.target import WRITERS, match_matrices
+from engrain.core.errors import InputError, LayerError, ModelError, UnknownNameError
 
 OPTIMIZERS = ("apollo", "apollo-mini", "adamw")
 _WIDE = 4  # bytes of a float32
@@ -55,7 +56,7 @@ class Plan:
 def plan(
     config: PreTrainedConfig,
     *,
-    targets: Iterable[str] | None = ("o_proj", "down_proj"),
+    target: str = WRITERS,
     layers: Iterable[int] | None = None,
     optimizer: str = "apollo",
     rank: int = 256,
@@ -80,7 +81,7 @@ def plan(
 
     Args:
         config: of the model.
-        targets: last part of the trained linear modules' names; None for all in the blocks.
+        target: which linear modules are trained, as ``choose_matrices`` takes it.
         layers: which blocks, counted from 0; None for all.
         optimizer: one of ``OPTIMIZERS``.
         rank: of APOLLO's projection.
@@ -93,32 +94,24 @@ def plan(
         UnknownNameError: an optimizer, dtype or target that there is not.
         LayerError: a layer that the model does not have.
         InputError: a number below 1.
-        ModelError: not a decoder-only model.
+        ModelError: not a decoder-only language model.
     """
     for what, name, known in (("optimizer", optimizer, OPTIMIZERS), ("dtype", dtype, tuple(_BYTES))):
         if name not in known:
             raise UnknownNameError(what, name, known)
     if min(rank, sequences, length) < 1:
         raise InputError(f"Rank {rank}, {sequences} sequences and length {length} must all be 1 or more.")
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = _without_weights(config)
     blocks = find_blocks(model)
     chosen = set(range(len(blocks)) if layers is None else layers)
     for layer in chosen:
         if not 0 <= layer < len(blocks):
             raise LayerError(f"Layer {layer} is not in {type(model).__name__}, which has 0-{len(blocks) - 1}.")
-    linear = linear_modules(model, blocks)
-    wanted = None if targets is None else set(targets)
-    known_targets = {name.rpartition(".")[2] for name in linear}
-    for target in sorted((wanted or set()) - known_targets):
-        raise UnknownNameError(f"linear module in the blocks of {type(model).__name__} called", target, known_targets)
-    shapes = [
-        tuple(module.weight.shape)
-        for name, (module, layer) in linear.items()
-        if layer in chosen and (wanted is None or name.rpartition(".")[2] in wanted)
-    ]
-    if not shapes:
-        raise InputError("The plan trains nothing; name at least one layer and one target.")
+    if not chosen:
+        raise InputError("The plan trains nothing; name at least one layer.")
+    here = {name: module for name, (module, layer) in linear_modules(model, blocks).items() if layer in chosen}
+    matrices = match_matrices(here, target, f"these blocks of {type(model).__name__}")
+    shapes = [tuple(module.weight.shape) for module in matrices.values()]
     trained = sum(rows * columns for rows, columns in shapes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     size = _BYTES[dtype]
@@ -132,6 +125,27 @@ def plan(
         moments=sum(_moments(min(shape), max(shape), optimizer, rank) for shape in shapes) * _WIDE,
         activations=_activations(config, len(blocks) - min(chosen), size, sequences * length, checkpointing),
     )
+
+
+def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the model that a configuration describes, its tensors shapes alone.
+
+    Raises:
+        ModelError: no model that continues text is described.
+    """
+    refused = ModelError(f"A '{config.model_type}' is no decoder-only language model; there is nothing to compile.")
+    # Encoders can be told to be decoders, and are none until they are. GPT-NeoX is one that says nothing of it.
+    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if encoder or config.is_encoder_decoder:
+        raise refused
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise refused from error
+    if not hasattr(model.config.get_text_config(decoder=True), "num_attention_heads"):
+        raise ModelError(f"A '{config.model_type}' has no attention; what its blocks hold is not known here.")
+    return model
 
 
 def _moments(smaller: int, larger: int, optimizer: str, rank: int) -> int:

@@ -1,7 +1,7 @@
 """Which matrices are compiled into: the ones that write the residual stream, or others by name."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -33,12 +33,21 @@ def choose_matrices(model: SteerableModel, target: str, layers: Sequence[int]) -
         LayerError: a layer that is not in the model, or none at all.
         UnknownNameError: no matrix in these blocks is meant; the nearest names are offered.
     """
-    chosen_layers = model.choose_layers(layers)
-    here = {
-        name: module for name, (module, at) in linear_modules(model.hf, model.blocks).items() if at in chosen_layers
-    }
+    chosen = model.choose_layers(layers)
+    here = {name: module for name, (module, at) in linear_modules(model.hf, model.blocks).items() if at in chosen}
+    return match_matrices(here, target, f"the blocks {', '.join(map(str, chosen))} of '{model.source}'")
+
+
+def match_matrices(here: Mapping[str, Matrix], target: str, where: str) -> dict[str, Matrix]:
+    """Return those of some linear modules that a target means; see ``choose_matrices``.
+
+    Args:
+        here: the modules to choose from, by name.
+        target: what is meant.
+        where: they are, for messages.
+    """
     if target == ALL_LINEAR:
-        chosen = here
+        chosen = dict(here)
     elif target == WRITERS:
         chosen = {name: module for name, module in here.items() if _WRITER.fullmatch(_leaf(name))}
     else:
@@ -53,11 +62,7 @@ def choose_matrices(model: SteerableModel, target: str, layers: Sequence[int]) -
             name: module for name, module in here.items() if wanted.search(name)
         }
     if not chosen:
-        raise UnknownNameError(
-            f"matrix in the blocks {', '.join(map(str, chosen_layers))} of '{model.source}' called",
-            target,
-            {WRITERS, ALL_LINEAR, *map(_leaf, here)},
-        )
+        raise UnknownNameError(f"matrix in {where} called", target, {WRITERS, ALL_LINEAR, *map(_leaf, here)})
     return chosen
 
 

@@ -26,6 +26,7 @@ class Subject:
         calibration: pairs that choose the dose.
         test: pairs that the verdict comes from, or None where every pair there is was extracted from.
         prompts: users' messages for free replies, unseen.
+        scenarios: users' messages of the train and the calibration split; a compiler learns from replies to them.
         brief: the behavior in words, or None.
         depth: which blocks to look at, as shares of the model's depth.
         positions: what stands for a reply in extraction.
@@ -39,6 +40,7 @@ class Subject:
     calibration: PairSet
     test: PairSet | None
     prompts: tuple[str, ...]
+    scenarios: tuple[str, ...] = ()
     brief: Brief | None = None
     depth: tuple[float, float] = _DEPTH
     positions: str = "response-mean"
@@ -50,13 +52,14 @@ class Subject:
     def of_behavior(cls, behavior: Behavior) -> Self:
         """Return a behavior's splits."""
         pairs = behavior.pairs()
-        prompts = [one.prompt for one in behavior.scenarios() if split_of(one.prompt) == "test"]
+        prompts = [one.prompt for one in behavior.scenarios()]
         return cls(
             behavior.name,
             pairs.split("train"),
             pairs.split("calibration"),
             pairs.split("test"),
-            tuple(prompts),
+            tuple(prompt for prompt in prompts if split_of(prompt) == "test"),
+            tuple(prompt for prompt in prompts if split_of(prompt) != "test"),
             behavior.brief,
             behavior.depth,
             behavior.positions,

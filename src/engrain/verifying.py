@@ -3,9 +3,10 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from platformdirs import user_cache_path
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from engrain.core.capability import read_questions
 from engrain.core.errors import InputError
@@ -28,6 +29,9 @@ from engrain.registry.vectors import REPORT, publish_pairs, publish_verdict
 from engrain.report import available
 from engrain.subject import Subject
 from engrain.version import __version__
+
+if TYPE_CHECKING:
+    from engrain.report.compiled import Compiled
 
 # Needs nothing but the model.
 JUDGE = "contrastive"
@@ -56,14 +60,54 @@ def verify_subject(
         InputError: there are no unseen pairs to test on, or too few.
         JudgeError: the judge does not answer.
     """
+    held = held_out(model, subject, plugins, judge)
+    vector = ensure_calibrated(model, subject, plugins, store, bar, say)
+    active = model.activate(vector)
+    published = store.resolve(f"vector/{subject.name}")
+    done = steps(published.digest, held.pairs.digest, str(seed), judge, *subject.scorers)
+    common = common_steps(published.digest, subject, held, seed)
+    if known := (*common.finished, *done.finished):
+        say(f"going on after: {', '.join(known)}")
+    bars = Bars(bar, say, f"verifying {published.reference}", f"replies have {REPLY_TOKENS} tokens at most")
+    verdict = verify(
+        model,
+        active,
+        held,
+        training(vector, subject, plugins),
+        budget=subject.budget,
+        seed=seed,
+        steps=done,
+        common=common,
+        plan=bars.plan,
+        progress=bars.progress,
+    )
+    tested = publish_pairs(store, f"{subject.name}-test", held.pairs)
+    parents = [Parent("vector", published.digest), Parent("test", tested.digest)]
+    report = verdict_html(subject, vector, verdict, f"vector {published.digest[:19]}") if available() else None
+    version = publish_verdict(store, subject.name, verdict, parents, report)
+    done.forget()
+    return verdict, version
+
+
+def held_out(model: SteerableModel, subject: Subject, plugins: Plugins, judge: str) -> HeldOut:
+    """Return what a verdict on the subject is measured on.
+
+    Args:
+        model: the base.
+        subject: the subject.
+        plugins: for its scorers and the judge.
+        judge: of the free replies, ``NAME`` or ``NAME:ARGUMENT``.
+
+    Raises:
+        InputError: there are no unseen pairs, or the judge does not fit the subject.
+        UnknownNameError: no such judge or scorer.
+    """
     if subject.test is None:
         raise InputError(
             f"'{subject.name}' was made from every pair that is recorded with it, and a verdict needs unseen ones: "
             f"engrain verify {subject.name} --pairs FILE.jsonl."
         )
-    vector = ensure_calibrated(model, subject, plugins, store, bar, say)
-    active = model.activate(vector)
-    held_out = HeldOut(
+    return HeldOut(
         subject.test,
         read_neutral(model, split="test"),
         subject.prompts[:_PROMPTS],
@@ -72,35 +116,34 @@ def verify_subject(
         {name: plugins.scorer(name) for name in subject.scorers},
         make_judge(plugins, model, subject, judge),
     )
-    published = store.resolve(f"vector/{subject.name}")
-    steps = _steps(published.digest, subject.test.digest, str(seed), judge, *subject.scorers)
-    if steps.finished:
-        say(f"going on after: {', '.join(steps.finished)}")
-    tasks = {}
 
-    def plan(totals: dict[str, int]) -> None:
-        for what, total in totals.items():
-            tasks[what] = bar.add_task(what, total=total)
+
+class Bars:
+    """Progress of one piece of work, a bar for each thing that it counts.
+
+    Args:
+        bar: where they are shown.
+        say: tells the person what is to be done.
+        what: the work.
+        note: besides how much of everything there is, or empty.
+    """
+
+    def __init__(self, bar: Progress, say: Callable[[str], None], what: str, note: str = "") -> None:
+        self._bar = bar
+        self._say = say
+        self._what = what
+        self._note = note
+        self._tasks: dict[str, TaskID] = {}
+
+    def plan(self, totals: dict[str, int]) -> None:
+        """Take in how much of everything there is to do."""
+        self._tasks = {what: self._bar.add_task(what, total=total) for what, total in totals.items()}
         said = ", ".join(f"{what} {total}" for what, total in totals.items())
-        say(f"verifying {published.reference} ({said}; replies have {REPLY_TOKENS} tokens at most)")
+        self._say(f"{self._what} ({said}{'; ' if self._note else ''}{self._note})")
 
-    verdict = verify(
-        model,
-        active,
-        held_out,
-        _training(vector, subject, plugins),
-        budget=subject.budget,
-        seed=seed,
-        steps=steps,
-        plan=plan,
-        progress=lambda what, done: bar.update(tasks[what], advance=done),
-    )
-    tested = publish_pairs(store, f"{subject.name}-test", subject.test)
-    parents = [Parent("vector", published.digest), Parent("test", tested.digest)]
-    report = _page(subject, vector, verdict, published) if available() else None
-    version = publish_verdict(store, subject.name, verdict, parents, report)
-    steps.forget()
-    return verdict, version
+    def progress(self, what: str, done: int) -> None:
+        """Take in that some of it is done."""
+        self._bar.update(self._tasks[what], advance=done)
 
 
 def write_report(version: Version, out: Path | None = None, *, force: bool = False) -> Path | None:
@@ -121,22 +164,38 @@ def write_report(version: Version, out: Path | None = None, *, force: bool = Fal
     return path
 
 
-def _page(subject: Subject, vector: SteeringVector, verdict: Verdict, published: Version) -> bytes:
+def verdict_html(
+    subject: Subject, vector: SteeringVector, verdict: Verdict, origin: str, compiled: "Compiled | None" = None
+) -> bytes:
+    """Return a verdict's page.
+
+    Args:
+        subject: whose verdict it is.
+        vector: the vector that it is on, or that the weights were compiled from.
+        verdict: the verdict.
+        origin: what it is on, a phrase.
+        compiled: the proof, when it is on weights.
+    """
     from engrain.report.verdict import verdict_page
 
-    footer = [f"vector {published.digest[:19]}", f"layer {verdict.layer}", f"seed {verdict.seed}"]
+    footer = [origin, f"layer {verdict.layer}", f"seed {verdict.seed}"]
     if vector.fingerprint is not None:
         # Of a folder its name only: the report may be passed on.
         made_on = vector.fingerprint
         footer.insert(0, f"model {Path(made_on.source).name} ({made_on.architecture}, {made_on.weights[:19]})")
-    about = "" if subject.brief is None else subject.brief.description
     page = verdict_page(
-        subject.name, verdict.to_json(), about=about, origin=vector.origin, budget=subject.budget, footer=footer
+        subject.name,
+        verdict.to_json(),
+        about="" if subject.brief is None else subject.brief.description,
+        origin=vector.origin,
+        budget=subject.budget,
+        footer=footer,
+        compiled=compiled,
     )
     return page.to_html()
 
 
-def _training(vector: SteeringVector, subject: Subject, plugins: Plugins) -> Training:
+def training(vector: SteeringVector, subject: Subject, plugins: Plugins) -> Training:
     """Return what the vector was made from, by its own record."""
     positions = str(vector.origin.get("positions", subject.positions))
     estimator = plugins.estimator(str(vector.origin.get("method", subject.method)))
@@ -162,7 +221,20 @@ def make_judge(plugins: Plugins, model: SteerableModel, subject: Subject, name: 
     return make(model, subject.brief, argument)
 
 
-def _steps(*work: str) -> Steps:
+def common_steps(vector: str, subject: Subject, held: HeldOut, seed: int) -> Steps:
+    """Return the steps that verdicts on a vector and on weights compiled from it share; they stay in the cache.
+
+    Args:
+        vector: its digest.
+        subject: whose pairs it was made from.
+        held: what the verdicts are measured on.
+        seed: of the controls.
+    """
+    return steps("common", vector, subject.train.digest, held.pairs.digest, str(seed), held.instruction or "")
+
+
+def steps(*work: str) -> Steps:
+    """Return the steps of this work, kept in the cache until they are forgotten."""
     key = " ".join([*work, __version__])
     folder = user_cache_path("engrain") / "verify"
     return Steps(folder / f"{hashlib.sha256(key.encode()).hexdigest()}.json", key)

@@ -36,7 +36,7 @@ SHAPES = {
 
 
 def test_the_parameters_of_an_8b_model_are_counted_as_by_hand() -> None:
-    found = plan(SHAPES["Llama-3-8B"], targets=None, optimizer="adamw")
+    found = plan(SHAPES["Llama-3-8B"], target="all-linear", optimizer="adamw")
     # q and o, k and v, gate and up and down; two norms a block and one at the end; embeddings and head.
     matrices = 32 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 4096 * 14336)
     assert matrices == 6_979_321_856
@@ -49,7 +49,7 @@ def test_the_parameters_of_an_8b_model_are_counted_as_by_hand() -> None:
 
 
 def test_the_parameters_of_a_70b_model_are_counted_as_by_hand() -> None:
-    found = plan(SHAPES["Llama-3-70B"], targets=None, dtype="float32")
+    found = plan(SHAPES["Llama-3-70B"], target="all-linear", dtype="float32")
     assert found.trained == 80 * (2 * 8192 * 8192 + 2 * 1024 * 8192 + 3 * 8192 * 28672)
     assert found.parameters == found.trained + 161 * 8192 + 2 * 128_256 * 8192 == 70_553_706_496
     assert found.base == 4 * found.parameters
@@ -60,8 +60,10 @@ def test_the_parameters_of_a_70b_model_are_counted_as_by_hand() -> None:
 )
 def test_the_moments_are_those_of_the_literature(name: str, apollo: float, mini: float) -> None:
     # Linear matrices alone, the projection drawn again: 2nr + 2 a matrix, arXiv 2412.05270, table 1.
-    assert plan(SHAPES[name], targets=None, rank=256).moments / GIB == pytest.approx(apollo, rel=0.003)
-    assert plan(SHAPES[name], targets=None, optimizer="apollo-mini").moments / GIB == pytest.approx(mini, abs=0.0005)
+    assert plan(SHAPES[name], target="all-linear", rank=256).moments / GIB == pytest.approx(apollo, rel=0.003)
+    assert plan(SHAPES[name], target="all-linear", optimizer="apollo-mini").moments / GIB == pytest.approx(
+        mini, abs=0.0005
+    )
 
 
 def test_writers_of_four_layers_are_302_million() -> None:
@@ -72,8 +74,8 @@ def test_writers_of_four_layers_are_302_million() -> None:
 
 def test_a_matrix_no_larger_than_the_rank_is_kept_whole() -> None:
     tiny = llama(64, 128, 2, 4, 1, 320)
-    assert plan(tiny, targets=["k_proj"], rank=16).moments == plan(tiny, targets=["k_proj"], optimizer="adamw").moments
-    assert plan(tiny, targets=["k_proj"], rank=15).moments == 2 * 4 * (2 * 64 * 15 + 2)
+    assert plan(tiny, target="k_proj", rank=16).moments == plan(tiny, target="k_proj", optimizer="adamw").moments
+    assert plan(tiny, target="k_proj", rank=15).moments == 2 * 4 * (2 * 64 * 15 + 2)
 
 
 def test_activations_are_the_documented_sum() -> None:
@@ -119,7 +121,7 @@ def test_the_total_is_the_sum_of_the_parts() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_plan_of_every_family_counts_what_is_there(family: str) -> None:
     model = random_model(family)
-    found = plan(model.config, targets=None, dtype="float32")
+    found = plan(model.config, target="all-linear", dtype="float32")
     assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert 0 < found.trained < found.parameters
     assert found.activations > 0
@@ -130,7 +132,7 @@ def test_a_plan_of_every_family_counts_what_is_there(family: str) -> None:
     [
         ({"optimizer": "apolo"}, UnknownNameError, "Did you mean 'apollo'"),
         ({"dtype": "int4"}, UnknownNameError, "No dtype 'int4'"),
-        ({"targets": ["down_prj"]}, UnknownNameError, "Did you mean 'down_proj'"),
+        ({"target": "down_prj"}, UnknownNameError, "Did you mean 'down_proj'"),
         ({"layers": [3]}, LayerError, "Layer 3 is not in LlamaForCausalLM, which has 0-2"),
         ({"layers": []}, InputError, "trains nothing"),
         ({"rank": 0}, InputError, "must all be 1 or more"),
@@ -145,9 +147,9 @@ def test_a_plan_that_cannot_be_is_refused(options: dict[str, Any], error: type[E
 ROWS: dict[str, dict[str, Any]] = {
     "o and down, 4 blocks, APOLLO 256": {"layers": 4},
     "o and down, 4 blocks, AdamW": {"layers": 4, "optimizer": "adamw"},
-    "all linear, APOLLO 256": {"targets": None},
-    "all linear, APOLLO-Mini": {"targets": None, "optimizer": "apollo-mini"},
-    "all linear, AdamW": {"targets": None, "optimizer": "adamw"},
+    "all linear, APOLLO 256": {"target": "all-linear"},
+    "all linear, APOLLO-Mini": {"target": "all-linear", "optimizer": "apollo-mini"},
+    "all linear, AdamW": {"target": "all-linear", "optimizer": "adamw"},
 }
 
 

@@ -16,7 +16,7 @@ from engrain.core.extract import extract
 from engrain.core.model import SteerableModel
 from engrain.core.neutral import SHIPPED, read_neutral
 from engrain.core.packing import Encoded
-from engrain.core.scoring import NeutralScorer, bootstrap_interval, margins
+from engrain.core.scoring import RESAMPLES, NeutralScorer, bootstrap_interval, bootstrap_ratio, margins
 from engrain.core.vector import SteeringVector
 from oracle import log_probability
 
@@ -115,6 +115,56 @@ def test_the_same_seed_gives_the_same_interval_and_one_scenario_gives_none() -> 
     assert bootstrap_interval(values, names, seed=1) == bootstrap_interval(values, names, seed=1)
     with pytest.raises(InputError, match="two scenarios"):
         bootstrap_interval(values, ["a"] * 4)
+
+
+def drawn_scenarios(scenarios: list[str], seed: int, resamples: int) -> list[list[int]]:
+    """The literal reference: for each resample the places of all pairs of the scenarios that were drawn."""
+    names = sorted(set(scenarios))
+    drawn = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
+    return [
+        [place for one in row for place, name in enumerate(scenarios) if name == names[one]] for row in drawn.tolist()
+    ]
+
+
+def test_intervals_are_the_quantiles_of_resamples_made_one_by_one() -> None:
+    generator = np.random.default_rng(5)
+    values, whole = generator.normal(1, 1, 15), generator.normal(2, 1, 15)
+    scenarios = [f"s{place % 6}" for place in range(15)]
+    chosen = drawn_scenarios(scenarios, 3, 200)
+    means = [values[places].mean() for places in chosen]
+    ratios = [values[places].sum() / whole[places].sum() for places in chosen]
+    found = bootstrap_interval(values, scenarios, seed=3, resamples=200)
+    assert found == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), rel=1e-12)
+    value, interval = bootstrap_ratio(values, whole, scenarios, seed=3, resamples=200)
+    assert value == pytest.approx(values.mean() / whole.mean(), rel=1e-12)
+    assert interval == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])), rel=1e-12)
+
+
+def test_sharing_the_resampling_changed_no_bit_of_the_interval() -> None:
+    values = np.random.default_rng(2).normal(0.1, 1, 97)
+    scenarios = [f"s{place % 31}" for place in range(97)]
+    # As it stood before ratios were resampled too.
+    names, of = np.unique(np.asarray(scenarios), return_inverse=True)
+    drawn = np.random.default_rng(4).integers(len(names), size=(RESAMPLES, len(names)))
+    means = np.bincount(of, weights=values)[drawn].sum(axis=1) / np.bincount(of)[drawn].sum(axis=1)
+    assert bootstrap_interval(values, scenarios, seed=4) == tuple(np.quantile(means, [0.025, 0.975]).tolist())
+
+
+def test_all_of_something_is_surely_one_and_a_part_of_it_surely_that_part() -> None:
+    whole = np.random.default_rng(1).normal(0.2, 1, 60)
+    scenarios = [f"s{place % 20}" for place in range(60)]
+    assert bootstrap_ratio(whole, whole, scenarios) == (1.0, (1.0, 1.0))
+    value, interval = bootstrap_ratio(0.25 * whole, whole, scenarios)
+    assert (value, *interval) == (0.25, 0.25, 0.25)
+
+
+def test_a_resample_without_anything_is_no_share_and_a_whole_of_nothing_is_refused() -> None:
+    value, interval = bootstrap_ratio([1.0, 0.0, 0.5], [2.0, 0.0, 1.0], ["a", "b", "c"])
+    assert (value, *interval) == (0.5, 0.5, 0.5)
+    with pytest.raises(InputError, match="nothing that a share"):
+        bootstrap_ratio([1.0, 2.0], [0.0, 0.0], ["a", "b"])
+    with pytest.raises(InputError, match="two scenarios"):
+        bootstrap_ratio([1.0, 2.0], [1.0, 1.0], ["a", "a"])
 
 
 def test_an_evaluation_keeps_boundary_pairs_apart(llama: SteerableModel) -> None:

@@ -1,6 +1,7 @@
 """Verification: shared passes equal single ones, controls are fair, gates hold, an interrupted run goes on."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from engrain.core.advice import pulling_against
 from engrain.core.budget import Budget
 from engrain.core.capability import Question, answered, read_questions
+from engrain.core.compile.bias import compile_bias
+from engrain.core.compile.compiler import Order
 from engrain.core.composition import Active, activate
 from engrain.core.contrast import ContrastPair, Message, PairSet
 from engrain.core.controls import random_controls, shuffled_control
@@ -26,6 +29,7 @@ from engrain.core.vector import SteeringVector
 from engrain.core.verdict import Gate, Verdict
 from engrain.core.verify import MIN_SCENARIOS, HeldOut, verify
 from oracle import log_probability
+from tiny import byte_tokenizer, random_model
 
 
 def pairs(count: int, first: int = 0) -> PairSet:
@@ -211,6 +215,86 @@ def test_a_direction_from_true_labels_passes_and_from_swapped_labels_fails_at_th
     assert gate(found, "effect").value < 0
     assert found.measured["anti_steered"] > 0.5
     assert found.advice
+
+
+def test_weights_that_are_the_vector_get_its_verdict(whole: tuple[Active, Training, Verdict]) -> None:
+    active, training, verdict = whole
+    model = SteerableModel(random_model("llama"), byte_tokenizer(), "tiny llama")
+    made = compile_bias(model, Order("v", (active,), "faithful"), lambda what, done: None)
+    found = verify(
+        model,
+        active,
+        held_out(model),
+        training,
+        compiled=lambda: model.compiled(made),
+        budget=ANY,
+        controls=5,
+    )
+    assert model.edits.applied == {}
+    # Of weights the boundary is a gate; all the rest is the vector's.
+    assert [one.name for one in found.gates] == ["effect", "controls", "side_effects", "boundary"]
+    for one, own in zip(found.gates, verdict.gates, strict=False):
+        assert (one.name, one.passed, one.bound, one.faults) == (own.name, own.passed, own.bound, own.faults)
+        assert one.value == pytest.approx(own.value, rel=1e-3, abs=1e-6)
+        assert (one.ci95 or ()) == pytest.approx(own.ci95 or (), rel=1e-3, abs=1e-5)
+    assert found.measured["controls"] == pytest.approx(verdict.measured["controls"])
+    for key in ("anti_steered", "best_control", "control_pairs", "prompt", "capability", "replies"):
+        assert found.measured[key] == verdict.measured[key]
+    assert found.measured["boundary"]["value"] == pytest.approx(verdict.measured["boundary"]["value"], rel=1e-3)
+
+
+def test_what_says_nothing_of_the_edit_is_measured_once_for_vector_and_weights(
+    llama: SteerableModel, whole: tuple[Active, Training, Verdict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    active, training, verdict = whole
+    common, held = Steps(tmp_path / "common.json", "k"), held_out(llama)
+    first = verify(llama, active, held, training, budget=ANY, controls=5, common=common)
+    assert first.to_json() == verdict.to_json()
+    assert common.finished == ("base", "controls", "prompt")
+    alone = verify(llama, active, held, training, compiled=nullcontext, budget=ANY, controls=5)
+    monkeypatch.setattr("engrain.core.verify.margins_under", lambda *given: pytest.fail("measured again"))
+    kept = Steps(tmp_path / "common.json", "k")
+    again = verify(llama, active, held, training, compiled=nullcontext, budget=ANY, controls=5, common=kept)
+    assert again.to_json() == alone.to_json()
+
+
+def test_weights_that_are_the_base_fail_at_the_effect(
+    llama: SteerableModel, whole: tuple[Active, Training, Verdict]
+) -> None:
+    active, training, _ = whole
+    found = verify(llama, active, held_out(llama), training, compiled=nullcontext, budget=ANY, controls=2)
+    assert not found.passed
+    assert (gate(found, "effect").passed, gate(found, "effect").value) == (False, 0.0)
+    assert gate(found, "side_effects").passed
+    assert gate(found, "boundary").passed
+    assert any("--backend bias" in advice for advice in found.advice)
+
+
+@pytest.mark.parametrize(("sign", "passed"), [(1.0, True), (-1.0, False)])
+def test_weights_that_surely_move_boundary_pairs_the_wrong_way_fail_and_a_vector_does_not(
+    llama: SteerableModel, whole: tuple[Active, Training, Verdict], sign: float, passed: bool
+) -> None:
+    active, training, _ = whole
+    # The boundary pairs are of the same make as the others, so that either sign moves both alike.
+    edit = activate(active.vector * sign, 1, active.strength)
+    held = held_out(llama, count=96)
+    found = verify(llama, active, held, training, compiled=lambda: llama.steer(edit), budget=ANY, controls=2)
+    boundary = gate(found, "boundary")
+    assert boundary.passed == passed
+    assert (boundary.value > 0) == passed
+    assert bool(boundary.faults) == (not passed)
+    assert boundary.ci95 is not None
+    assert [one.name for one in verify(llama, edit, held, training, budget=ANY, controls=2).gates][-1] == "side_effects"
+    assert any("boundary" in advice for advice in found.advice) == (not passed)
+
+
+def test_weights_are_not_held_to_a_boundary_that_no_pair_tests(
+    llama: SteerableModel, whole: tuple[Active, Training, Verdict]
+) -> None:
+    active, training, _ = whole
+    held = replace(held_out(llama), pairs=held_out(llama).pairs.ordinary)
+    found = verify(llama, active, held, training, compiled=nullcontext, budget=ANY, controls=2)
+    assert [one.name for one in found.gates] == ["effect", "controls", "side_effects"]
 
 
 def test_a_random_direction_does_not_pass_its_controls(llama: SteerableModel) -> None:

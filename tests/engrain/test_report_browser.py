@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from reported import HOSTILE, build, hostile, recorded
+from reported import HOSTILE, build, hostile, proved, recorded
 
 pytestmark = pytest.mark.browser
 
@@ -85,13 +85,14 @@ class Visit:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Reports as files: of the recorded verdict, of one that failed, of one that is full of hostile text."""
+    """Reports as files: of the recorded verdict, one that failed, one that is full of hostile text, one of weights."""
     verdict, origin = recorded()
     failed = verdict | {"passed": False, "advice": ["Add pairs."]}
     pages = {
         "recorded": build(verdict, origin),
         "failed": build(failed, origin),
         "hostile": build(*hostile(verdict, origin), name=HOSTILE[0]),
+        "compiled": build(verdict, origin, compiled=proved()),
     }
     folder = tmp_path_factory.mktemp("reports")
     for kind, page in pages.items():

@@ -1,4 +1,4 @@
-"""``engrain chat``: a conversation whose steering is changed while it goes on."""
+"""``engrain chat``: a conversation in which what is on the model is changed while it goes on."""
 
 import sys
 from pathlib import Path
@@ -11,23 +11,24 @@ from engrain.cli.output import say
 from engrain.plugins.manager import Plugins
 
 if TYPE_CHECKING:
-    from engrain.core.composition import Active
     from engrain.core.contrast import Message
     from engrain.core.generate import Sampling
     from engrain.core.model import SteerableModel
+    from engrain.steering import InUse
 
 _HELP = """\
-/steer REF STRENGTH   put a vector on, or change its strength
-/off [REF]            take one off, or all
-/compare              show the base model's next replies beside the steered ones, or stop it
-/active               what is on
-/reset                start the conversation anew
-/quit                 leave"""
+/steer REF [STRENGTH]  put a vector on, or change its strength
+/apply REF [SCALE]     put a task vector on the weights, or change its scale
+/off [REF]             take one off, or all
+/compare               show the base model's next replies beside the edited ones, or stop it
+/active                what is on
+/reset                 start the conversation anew
+/quit                  leave"""
 
 
 @click.command("chat")
 @steering_options
-@click.option("--compare", is_flag=True, help="Show the base model's replies beside the steered ones.")
+@click.option("--compare", is_flag=True, help="Show the base model's replies beside the edited ones.")
 @sampling_options
 @model_option
 @click.pass_obj
@@ -36,6 +37,7 @@ def chat_command(
     profile: Path | None,
     overrides: tuple[str, ...],
     steer: str | None,
+    task_vectors: str | None,
     compare: bool,
     max_new_tokens: int,
     temperature: float,
@@ -43,7 +45,7 @@ def chat_command(
     seed: int,
     model_name: str,
 ) -> None:
-    """Talk to a model; inside the chat /steer listening 0.8, /off and /compare change what is on.
+    """Talk to a model; inside the chat /steer listening 0.8, /apply, /off and /compare change what is on.
 
     Example: engrain chat --steer listening=1.2
     """
@@ -51,25 +53,28 @@ def chat_command(
     from engrain.steering import open_steering
 
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
-    model, active = open_steering(plugins, model_name, profile, overrides, steer)
+    model, in_use = open_steering(plugins, model_name, profile, overrides, steer, task_vectors)
     say(f"{model.source}; /help lists what can be typed besides messages, /quit leaves.")
-    Chat(model, active, sampling, compare).run()
+    Chat(model, in_use, sampling, compare).run()
 
 
 class Chat:
     """A running conversation."""
 
-    def __init__(
-        self, model: "SteerableModel", active: dict[str, "Active"], sampling: "Sampling", compare: bool
-    ) -> None:
+    def __init__(self, model: "SteerableModel", in_use: "InUse", sampling: "Sampling", compare: bool) -> None:
         self.model = model
-        self.active = active
+        self.in_use = in_use
         self.sampling = sampling
         self.compare = compare
         self.messages: list[Message] = []
 
     def run(self) -> None:
-        """Read lines until /quit or the end of the input."""
+        """Read lines until /quit or the end of the input; the model is the base again after it."""
+        # Here, and again when they change: not for every reply.
+        with self.model.edited(self.in_use.edits):
+            self._talk()
+
+    def _talk(self) -> None:
         from engrain.core.errors import EngrainError
 
         while True:
@@ -92,18 +97,23 @@ class Chat:
     def obey(self, words: list[str]) -> None:
         """Do what a line that starts with / says."""
         from engrain.core.errors import InputError
+        from engrain.registry.store import Store
 
         verb, arguments = words[0], words[1:]
         if verb == "/steer" and len(arguments) in (1, 2):
-            from engrain.registry.store import Store
             from engrain.registry.vectors import activate_steering
 
-            text = "=".join(arguments)
-            self.active |= activate_steering(self.model, Store(), text)
+            self.in_use.vectors |= activate_steering(self.model, Store(), "=".join(arguments))
+        elif verb == "/apply" and len(arguments) in (1, 2):
+            from engrain.registry.task_vectors import read_edits
+
+            edits = self.in_use.edits | read_edits(self.model, Store(), "=".join(arguments))
+            self.model.edits.set(edits)
+            self.in_use.edits = edits
         elif verb == "/off" and len(arguments) <= 1:
-            for name in arguments or list(self.active):
-                if self.active.pop(name, None) is None:
-                    raise InputError(f"'{name}' is not on; on is: {', '.join(self.active) or 'nothing'}.")
+            for name in arguments or list(self.in_use.vectors | self.in_use.edits):
+                self.in_use.off(name)
+            self.model.edits.set(self.in_use.edits)
         elif verb == "/compare":
             self.compare = not self.compare
         elif verb == "/reset":
@@ -113,25 +123,25 @@ class Chat:
             return
         elif verb != "/active":
             raise InputError(f"'{' '.join(words)}' is nothing that can be typed here:\n{_HELP}")
-        on = ", ".join(
-            f"{name} {one.strength:g} at {','.join(map(str, one.layers))}" for name, one in self.active.items()
-        )
-        say(f"on: {on or 'nothing'}{'; compared with the base' if self.compare else ''}")
+        on = [
+            f"{name} {one.strength:g} at {','.join(map(str, one.layers))}" for name, one in self.in_use.vectors.items()
+        ]
+        on += [f"{name} {one.scale:g} on the weights" for name, one in self.in_use.edits.items()]
+        say(f"on: {', '.join(on) or 'nothing'}{'; compared with the base' if self.compare else ''}")
 
     def reply(self, prompt: str) -> None:
-        """Answer a message; the steered reply is what the conversation goes on with."""
+        """Answer a message; the edited reply is what the conversation goes on with."""
         from engrain.core.contrast import Message
         from engrain.core.generate import generate
 
         conversation = [*self.messages, Message("user", prompt)]
-        if self.compare and self.active:
+        if self.compare and self.in_use:
             from engrain.cli.sides import print_sides
 
-            with self.model.steer(rows=[[], list(self.active.values())]):
-                base, reply = generate(self.model, [conversation, conversation], self.sampling)
-            print_sides(prompt, base, reply, ", ".join(self.active))
+            base, reply = self.in_use.side_by_side(self.model, conversation, self.sampling)
+            print_sides(prompt, base, reply, str(self.in_use))
         else:
-            with self.model.steer(*self.active.values()):
+            with self.in_use.on(self.model):
                 reply = generate(
                     self.model, [conversation], self.sampling, on_text=lambda text: click.echo(text, nl=False)
                 )[0]

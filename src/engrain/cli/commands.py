@@ -13,6 +13,7 @@ NAMES = (
     "behaviors",
     "calibrate",
     "chat",
+    "compile",
     "doctor",
     "evaluate",
     "export",
@@ -22,6 +23,7 @@ NAMES = (
     "new",
     "pairs",
     "registry",
+    "run",
     "verify",
 )
 

@@ -1,5 +1,6 @@
 """``engrain evaluate``: base against edited on held-out pairs and on neutral text."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ from engrain.plugins.manager import Plugins
 @click.option("--steer", "steered", multiple=True, metavar="REF_OR_FILE", help="A vector to put on; may be repeated.")
 @click.option("--layer", "layers", multiple=True, type=int, help="Block of each --steer, in their order.")
 @click.option("--strength", "strengths", multiple=True, type=float, help="Strength of each --steer, in their order.")
+@click.option(
+    "--task-vector",
+    "edited",
+    multiple=True,
+    metavar="REF_OR_DIR[=SCALE]",
+    help="A task vector to apply to the weights; may be repeated.",
+)
 @click.option("--neutral", type=click.Path(path_type=Path), help="Neutral text; by default the shipped test half.")
 @click.option("--score", "scores", multiple=True, metavar="NAME", help="Another score: choice, or a plugin's.")
 @judge_option
@@ -34,6 +42,7 @@ def evaluate_command(
     steered: tuple[str, ...],
     layers: tuple[int, ...],
     strengths: tuple[float, ...],
+    edited: tuple[str, ...],
     neutral: Path | None,
     scores: tuple[str, ...],
     judge: str | None,
@@ -43,8 +52,8 @@ def evaluate_command(
 ) -> None:
     """Compare the base model with the edited one: margin, win rate, effect with its interval, neutral divergence.
 
-    The pairs are the test split of BEHAVIOR, or a file. Without --steer the behavior's own vector is used, extracted
-    from the train split and calibrated on the calibration split when the registry has none yet.
+    The pairs are the test split of BEHAVIOR, or a file. Without --steer and --task-vector the behavior's own vector is
+    used, extracted from the train split and calibrated on the calibration split when the registry has none yet.
 
     Example: engrain evaluate listening
     """
@@ -55,8 +64,8 @@ def evaluate_command(
             raise InputError(
                 f"{what} is given {len(given)} times for {len(steered)} --steer; once for each, or not at all."
             )
-    if pairs_file is not None and not steered:
-        raise InputError("--pairs needs --steer: which vector is to be evaluated?")
+    if pairs_file is not None and not steered and not edited:
+        raise InputError("--pairs needs --steer or --task-vector: what is to be evaluated?")
     if pairs_file is not None and judge is not None:
         raise InputError("--judge scores free replies to a behavior's own scenarios; give a BEHAVIOR, not --pairs.")
 
@@ -65,7 +74,9 @@ def evaluate_command(
     from engrain.extracting import ensure_calibrated
     from engrain.loading import load
     from engrain.registry.store import Store
+    from engrain.registry.task_vectors import read_edits
     from engrain.registry.vectors import read_vector
+    from engrain.steering import InUse
     from engrain.subject import Subject
     from engrain.verifying import make_judge
 
@@ -77,7 +88,8 @@ def evaluate_command(
     model = load(model_name, plugins=plugins)
     store = Store()
     with progress_bar() as bar:
-        if steered:
+        edits = read_edits(model, store, ",".join(edited)) if edited else {}
+        if steered or edited:
             vectors = [read_vector(store, where) for where in steered]
         else:
             assert subject is not None
@@ -94,6 +106,8 @@ def evaluate_command(
             model.activate(vector, layers[place] if layers else None, strengths[place] if strengths else None)
             for place, vector in enumerate(vectors)
         ]
+        # By number: one vector may be put on at two blocks.
+        in_use = InUse(dict(zip(map(str, range(len(actives))), actives, strict=True)), edits)
         texts = read_neutral(model, neutral) if neutral is not None else read_neutral(model, split="test")
         judging, prompts = None, tuple[str, ...]()
         if judge is not None and subject is not None:
@@ -109,7 +123,7 @@ def evaluate_command(
             model,
             pairs,
             texts,
-            lambda: model.steer(*actives),
+            partial(in_use.on, model),
             scorers=scorers,
             prompts=prompts,
             judge=judging,
@@ -120,15 +134,16 @@ def evaluate_command(
         {"vector": where, "layers": list(active.layers), "strength": active.strength}
         for where, active in zip(steered, actives, strict=True)
     ]
-    if as_json:
-        print_json(found.to_json() | {"steering": steering})
-    else:
-        _print(found.to_json(), steering)
+    task_vectors = [{"task_vector": where, "scale": edit.scale} for where, edit in edits.items()]
+    result = found.to_json() | {"steering": steering, "task_vectors": task_vectors}
+    print_json(result) if as_json else _print(result)
 
 
-def _print(found: dict[str, Any], steering: list[dict[str, Any]]) -> None:
-    for one in steering:
+def _print(found: dict[str, Any]) -> None:
+    for one in found["steering"]:
         click.echo(f"{one['vector']} at layer {','.join(map(str, one['layers']))}, strength {one['strength']:.3g}")
+    for one in found["task_vectors"]:
+        click.echo(f"{one['task_vector']} on the weights, scale {one['scale']:.3g}")
     columns = [("pairs", found), ("boundary pairs", found["boundary"])]
     shown = [(name, part) for name, part in columns if part is not None]
     table = Table("", *(f"{part['base']['n']} {name}" for name, part in shown))

@@ -1,8 +1,6 @@
-"""``engrain generate``: a reply to a prompt, under a profile or vectors, beside the base model's when asked."""
+"""``engrain generate``: a reply to a prompt, under what is put on the model, beside the base model's when asked."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -10,9 +8,6 @@ from engrain.cli.options import json_option, model_option, sampling_options, ste
 from engrain.cli.output import print_json
 from engrain.core.errors import InputError
 from engrain.plugins.manager import Plugins
-
-if TYPE_CHECKING:
-    from engrain.core.composition import Active
 
 
 @click.command("generate")
@@ -29,6 +24,7 @@ def generate_command(
     profile: Path | None,
     overrides: tuple[str, ...],
     steer: str | None,
+    task_vectors: str | None,
     compare: bool,
     max_new_tokens: int,
     temperature: float,
@@ -45,34 +41,23 @@ def generate_command(
     from engrain.steering import open_steering
 
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
-    model, active = open_steering(plugins, model_name, profile, overrides, steer)
-    if compare and not active:
-        raise InputError("--compare needs something to compare: give --steer or --profile.")
+    model, in_use = open_steering(plugins, model_name, profile, overrides, steer, task_vectors)
+    if compare and not in_use:
+        raise InputError("--compare needs something to compare: give --steer, --task-vector or --profile.")
     if compare:
-        # One batch, steered by row: both replies for little more than the time of one.
-        with model.steer(rows=[[], list(active.values())]):
-            base, edited = generate(model, [prompt, prompt], sampling)
+        base, edited = in_use.side_by_side(model, prompt, sampling)
         if as_json:
-            print_json({"prompt": prompt, "base": base, "edited": edited, "active": _describe(active)})
+            print_json({"prompt": prompt, "base": base, "edited": edited, "active": in_use.to_json()})
         else:
             from engrain.cli.sides import print_sides
 
-            print_sides(
-                prompt, base, edited, ", ".join(f"{one['name']} {one['strength']:g}" for one in _describe(active))
-            )
+            print_sides(prompt, base, edited, str(in_use))
         return
-    with model.steer(*active.values()):
+    with in_use.on(model):
         reply = generate(
             model, [prompt], sampling, on_text=None if as_json else lambda text: click.echo(text, nl=False)
         )[0]
     if as_json:
-        print_json({"prompt": prompt, "reply": reply, "active": _describe(active)})
+        print_json({"prompt": prompt, "reply": reply, "active": in_use.to_json()})
     else:
         click.echo()
-
-
-def _describe(active: "Mapping[str, Active]") -> list[dict[str, object]]:
-    return [
-        {"name": name, "layers": list(one.layers), "strength": one.strength, "positions": one.positions}
-        for name, one in active.items()
-    ]

@@ -41,8 +41,14 @@ def judge_option(command: Command) -> Command:
 
 
 def steering_options(command: Command) -> Command:
-    """--profile, --set, --steer: which vectors are on."""
+    """--profile, --set, --steer, --task-vector: what is on."""
     for option in (
+        click.option(
+            "--task-vector",
+            "task_vectors",
+            metavar="REF[=SCALE],...",
+            help="Task vectors to apply to the weights: references or folders.",
+        ),
         click.option("--steer", metavar="REF[=STRENGTH],...", help="Vectors to put on: references or files."),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the profile."),
         click.option("--profile", type=click.Path(path_type=Path), help="Inference configuration (YAML)."),

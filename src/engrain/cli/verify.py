@@ -75,19 +75,20 @@ def verify_command(
         print_json(found)
         say(said)
     else:
-        _print(found)
+        print_verdict(found)
         click.echo(said)
     if not verdict.passed:
         context.exit(1)
 
 
-def _print(found: dict[str, Any]) -> None:
+def print_verdict(found: dict[str, Any]) -> None:
+    """Print a verdict: its gates, what broke them, and what was measured beside them."""
     outcome = "passed" if found["passed"] else "did not pass"
     click.echo(f"{found['reference']}: {outcome}, layer {found['layer']}, strength {found['strength']:.3g}")
     table = Table("gate", "", "value", "95 % interval", "bound")
     for gate in found["gates"]:
         interval = "" if gate["ci95"] is None else "{:+.3f} to {:+.3f}".format(*gate["ci95"])
-        relation = "at most" if gate["name"] == "side_effects" else "above"
+        relation = {"side_effects": "at most", "boundary": "not surely below"}.get(gate["name"], "above")
         mark = "passed" if gate["passed"] else "failed"
         table.add_row(gate["name"], mark, f"{gate['value']:+.3f}", interval, f"{relation} {gate['bound']:g}")
     Console().print(table)

@@ -1,0 +1,268 @@
+"""The work behind ``engrain compile``: proved vectors into a task vector, saved or published, and proved again."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from rich.progress import Progress
+
+from engrain.core.compile.compiler import Order, Spec
+from engrain.core.compile.target import choose_matrices
+from engrain.core.composition import Active
+from engrain.core.errors import InputError, PluginError
+from engrain.core.files import check_folder, parse_object
+from engrain.core.model import SteerableModel
+from engrain.core.task_vector import MANIFEST, TaskVector
+from engrain.gathering import gather_corpus
+from engrain.plugins.manager import Plugins
+from engrain.proving import verify_compiled
+from engrain.registry.provenance import Provenance
+from engrain.registry.store import Parent, Store, Version
+from engrain.registry.task_vectors import publish_task_vector
+from engrain.registry.vectors import PROOF, read_vector, read_verdict
+from engrain.source import Source, check_proved
+from engrain.verifying import JUDGE, write_report
+from engrain.version import __version__
+
+BACKEND = "distill"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How something is to be compiled, as far as it is said.
+
+    Attributes:
+        backend: by name.
+        spec: None for the backend's own.
+        target: as ``Order`` has it.
+        layers: as ``Order`` has it.
+        seed: of all drawing.
+        force: also what has no passing verdict; the task vector says so.
+    """
+
+    backend: str = BACKEND
+    spec: Spec | None = None
+    target: str | None = None
+    layers: tuple[int, ...] | None = None
+    seed: int = 0
+    force: bool = False
+
+
+def compile_sources(
+    model: SteerableModel,
+    sources: Sequence[Source],
+    plugins: Plugins,
+    wish: Wish,
+    *,
+    name: str,
+    bar: Progress,
+    say: Callable[[str], None],
+) -> TaskVector:
+    """Return the task vector that takes the place of the vectors; an interrupted compile goes on where it was.
+
+    Raises:
+        InputError: a vector without a passing verdict, and ``wish.force`` is false; a dose that its verdict is not on;
+            and whatever the backend refuses.
+        FingerprintError: a vector was made on another model.
+        ModelError: the model is quantised.
+        UnknownNameError: no such backend, or no matrix is called like the target.
+    """
+    compiler, own_spec = plugins.compiler(wish.backend), plugins.spec_of(wish.backend)
+    check_proved(sources, wish.force)
+    model.edits.check_floating()
+    actives = tuple(source.activate(model) for source in sources)
+    others = [fault for pair in zip(sources, actives, strict=True) for fault in _other_dose(model, *pair)]
+    if others and not wish.force:
+        raise InputError(f"{others[0]}; take that out of the profile, or pass --force.")
+    if wish.target is not None:
+        # Before the minutes of sampling, not after them.
+        choose_matrices(model, wish.target, wish.layers or range(len(model.blocks)))
+    subjects = [source.subject for source in sources]
+    order = Order(name, actives, wish.spec or own_spec, None, wish.target, wish.layers, wish.seed)
+    others += [f"{source.version.reference} has no passing verdict" for source in sources if not source.proved]
+    for fault in others:
+        say(f"note: {fault}; the task vector's manifest says that it was forced.")
+    order = replace(order, corpus=gather_corpus(model, subjects, actives, seed=wish.seed, bar=bar, say=say))
+    say(f"compiling {', '.join(source.version.reference for source in sources)} with {wish.backend}")
+    tasks: dict[str, Any] = {}
+
+    def progress(what: str, done: int) -> None:
+        if what not in tasks:
+            # What a backend has to do in all, it alone knows.
+            tasks[what] = bar.add_task(what, total=None)
+        bar.update(tasks[what], advance=done)
+
+    made = compiler(model, order, progress)
+    if not isinstance(made, TaskVector):
+        raise PluginError(f"The backend '{wish.backend}' returned {type(made).__name__} and no task vector.")
+    return replace(made, name=name, origin=_origin(made, order, sources, wish, forced=bool(others)))
+
+
+def _other_dose(model: SteerableModel, source: Source, active: Active) -> Iterator[str]:
+    """Yield how a profile uses a vector otherwise than it was verified."""
+    if source.entry is None:
+        return
+    verified = model.activate(read_vector(source.version.store, source.version.reference))
+    for what in ("layers", "strength", "positions", "operation"):
+        own, wanted = getattr(verified, what), getattr(active, what)
+        if own != wanted:
+            yield f"The profile uses '{source.version.reference}' with {what} {wanted}, and its verdict is on {own}"
+
+
+def _origin(made: TaskVector, order: Order, sources: Sequence[Source], wish: Wish, *, forced: bool) -> dict[str, Any]:
+    """Return what the manifest says of its making: the backend's own words, and from which versions by which order."""
+    origin = {**order.origin(wish.backend), **made.origin}
+    vectors = [
+        {
+            **vector,
+            "version": source.version.digest,
+            "verdict": None if source.evidence is None else source.evidence.digest,
+        }
+        for vector, source in zip(order.origin(wish.backend)["vectors"], sources, strict=True)
+    ]
+    return origin | {
+        "vectors": vectors,
+        "seed": wish.seed,
+        "forced": forced,
+        "order": order_digest(sources, wish),
+    }
+
+
+def order_digest(sources: Sequence[Source], wish: Wish) -> str:
+    """Return sha256 of what a task vector is made from and how: what has the same one need not be made again."""
+    made_from = [
+        [source.version.digest, source.subject.train.digest, source.subject.scenarios, repr(source.entry)]
+        for source in sources
+    ]
+    how = [wish.backend, wish.spec, wish.target, wish.layers, wish.seed]
+    whole = json.dumps([made_from, how, __version__])
+    return f"sha256:{hashlib.sha256(whole.encode()).hexdigest()}"
+
+
+def publish_compiled(store: Store, task_vector: TaskVector, sources: Sequence[Source]) -> Version:
+    """Publish a task vector with the vectors, their pairs and their verdicts as its parents."""
+    parents: list[Parent] = []
+    data: dict[str, str] = {}
+    for source in sources:
+        own = [Parent("vector", source.version.digest)]
+        own += [parent for parent in source.version.parents if parent.role == "pairs"]
+        if source.evidence is not None:
+            own.append(Parent("verdict", source.evidence.digest))
+        parents += own
+        data |= {f"{parent.role} {source.subject.name}": parent.digest for parent in own}
+    seed = int(task_vector.origin.get("seed", 0))
+    decided = {"origin": dict(task_vector.origin), "base": task_vector.fingerprint.to_json()}
+    made = Provenance("compile", decided, {"compile": seed}, data)
+    return publish_task_vector(store, task_vector.name, task_vector, parents, made)
+
+
+@dataclass(frozen=True)
+class Proved:
+    """What published weights do for one behavior.
+
+    Attributes:
+        verdict: on the weights, with nothing steered, its reference and the path of its page among it; plain JSON.
+        proof: what they are beside the steered model; plain JSON.
+    """
+
+    verdict: Mapping[str, Any]
+    proof: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, version: Version) -> Self:
+        """Return what a published verdict on weights says; its page is written into the cache.
+
+        Raises:
+            UnknownNameError: it is on a vector.
+        """
+        report = write_report(version)
+        found = {"reference": version.reference, "report": None if report is None else str(report)}
+        proof = parse_object(version.path(PROOF).read_bytes(), version.reference, None)
+        return cls({**read_verdict(version), **found}, proof)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed."""
+        return self.verdict["passed"] is True
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the verdict, the share of the vector's effect that is recovered, the larger drift ratio, the proof."""
+        compiled = self.proof["compiled"]
+        numbers = {"recovered": compiled["recovered"]["value"], "drift_ratio": compiled["drift_ratio"]}
+        return {"verdict": dict(self.verdict), **numbers, "proof": dict(self.proof)}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A published task vector, and what its weights do for each behavior.
+
+    Attributes:
+        version: of the task vector.
+        proved: by behavior.
+    """
+
+    version: Version
+    proved: Mapping[str, Proved]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the weights pass for every behavior."""
+        return all(one.passed for one in self.proved.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it."""
+        origin = self.version.config["origin"]
+        return {
+            "task_vector": self.version.reference,
+            **{key: origin[key] for key in ("backend", "spec", "forced", "seed")},
+            "passed": self.passed,
+            "behaviors": {name: one.to_json() for name, one in self.proved.items()},
+        }
+
+
+def compile_and_prove(
+    model: SteerableModel,
+    sources: Sequence[Source],
+    plugins: Plugins,
+    store: Store,
+    wish: Wish,
+    *,
+    name: str,
+    out: Path | None = None,
+    judge: str = JUDGE,
+    bar: Progress,
+    say: Callable[[str], None],
+) -> Compiled:
+    """Compile vectors, publish the task vector, and verify the weights with the vectors off.
+
+    Args:
+        model: the base.
+        sources: what is compiled, together.
+        plugins: where backends, scorers and judges are found.
+        store: where the task vector and the verdicts go.
+        wish: how.
+        name: of the task vector.
+        out: a folder for the task vector besides, or None.
+        judge: of free replies, ``NAME`` or ``NAME:ARGUMENT``.
+        bar: shows progress.
+        say: tells a person what is done.
+
+    Raises:
+        InputError: as ``compile_sources``; or ``out`` exists and ``wish.force`` is false.
+    """
+    if out is not None:
+        check_folder(out, MANIFEST, force=wish.force)
+    task_vector = compile_sources(model, sources, plugins, wish, name=name, bar=bar, say=say)
+    if out is not None:
+        task_vector.save(out, force=wish.force)
+    version = publish_compiled(store, task_vector, sources)
+    proved = {}
+    for source in sources:
+        *_, verdict = verify_compiled(
+            model, source.subject, version, plugins, store, judge=judge, seed=wish.seed, bar=bar, say=say
+        )
+        proved[source.subject.name] = Proved.of(verdict)
+    return Compiled(version, proved)

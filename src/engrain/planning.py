@@ -1,0 +1,110 @@
+"""The work behind ``engrain compile --plan``: a model's configuration, without its weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from engrain.core.compile.plan import Plan, plan
+from engrain.core.compile.target import WRITERS
+from engrain.core.errors import ModelError
+from engrain.core.files import parse_object
+from engrain.core.quiet import quiet_transformers
+from engrain.loading import find
+from engrain.plugins.manager import Plugins
+
+_DTYPES = ("float32", "bfloat16", "float16")
+# How many blocks up to the steered one are trained by default; which one that will be is not known yet.
+_BLOCKS = 4
+
+
+@dataclass(frozen=True)
+class CompilePlan:
+    """What compiling a model would take.
+
+    Attributes:
+        plan: the memory.
+        layers: the blocks that would be trained.
+        target: the matrices in them.
+        optimizer: what would train them.
+        dtype: of the base.
+    """
+
+    plan: Plan
+    layers: tuple[int, ...]
+    target: str
+    optimizer: str
+    dtype: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return bytes by what they hold, and what they are for."""
+        how = {"layers": list(self.layers), "target": self.target, "optimizer": self.optimizer, "dtype": self.dtype}
+        return {**self.plan.to_json(), **how}
+
+
+def plan_compile(
+    config: PreTrainedConfig,
+    *,
+    target: str | None = None,
+    layers: Sequence[int] | None = None,
+    optimizer: str = "apollo",
+) -> CompilePlan:
+    """Return what compiling a model would take.
+
+    Args:
+        config: of the model, as ``read_config`` returns it.
+        target: which matrices; by default what writes the residual stream.
+        layers: which blocks, counted from 0; by default the four up to the middle one.
+        optimizer: apollo, apollo-mini or adamw.
+
+    Raises:
+        ModelError: it is not of a decoder-only language model.
+        LayerError, UnknownNameError: a block or a matrix that it does not have.
+    """
+    middle = count_blocks(config) // 2
+    chosen = range(max(0, middle + 1 - _BLOCKS), middle + 1) if layers is None else layers
+    stored = str(config.dtype).removeprefix("torch.")
+    dtype = stored if stored in _DTYPES else "bfloat16"
+    target = target or WRITERS
+    with quiet_transformers():
+        found = plan(config, target=target, layers=chosen, optimizer=optimizer, dtype=dtype)
+    return CompilePlan(found, tuple(chosen), target, optimizer, dtype)
+
+
+def count_blocks(config: PreTrainedConfig) -> int:
+    """Return how many decoder blocks a configuration says there are; 0 where it says nothing of blocks."""
+    return int(getattr(config.get_text_config(decoder=True), "num_hidden_layers", None) or 0)
+
+
+def read_config(plugins: Plugins, name: str) -> PreTrainedConfig:
+    """Return the configuration of a model; of one on the hub nothing else is fetched.
+
+    Raises:
+        ModelError: there is none, or it is of no family that transformers knows.
+    """
+    path = Path(name)
+    if path.is_dir():
+        path = path / "config.json"
+    elif name == "demo" or name.endswith(".gguf"):
+        path = find(name, plugins).folder / "config.json"
+    if path.is_file():
+        fields = parse_object(path.read_bytes(), path, None)
+        family = fields.get("model_type")
+        if not isinstance(family, str) or family not in CONFIG_MAPPING:
+            raise ModelError(f"'{path}' is no configuration of a model that transformers knows: model_type {family!r}.")
+        try:
+            with quiet_transformers():
+                found: PreTrainedConfig = CONFIG_MAPPING[family].from_dict(fields)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"'{path}' cannot be read: {' '.join(str(error).split())[:300]}") from error
+        return found
+    if path.name == "config.json" or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"There is no configuration '{path}'.")
+    try:
+        with quiet_transformers():
+            remote: PreTrainedConfig = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"No configuration '{name}': {' '.join(str(error).split())[:200]}") from error
+    return remote

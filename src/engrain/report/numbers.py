@@ -1,0 +1,24 @@
+"""Numbers for a page: as text, and checked where they are anybody's."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+
+def between(ci95: Sequence[float] | None) -> str:
+    """Return an interval as text, empty for none."""
+    return "" if ci95 is None else "{:+.3f} to {:+.3f}".format(*ci95)
+
+
+def checked(rows: Any, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows if each of them has a finite number under every name, else none.
+
+    An artifact's origin is plain JSON of whoever made the artifact.
+    """
+
+    def good(row: Any) -> bool:
+        return isinstance(row, dict) and all(
+            isinstance(row.get(name), int | float) and math.isfinite(row[name]) for name in names
+        )
+
+    return rows if isinstance(rows, list) and all(map(good, rows)) else []

@@ -1,0 +1,187 @@
+"""Compiling on the command line: verified vectors alone, weights verified again, everything published."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engrain.core.capability import read_questions
+from engrain.core.compile import trajectories
+from engrain.core.model import SteerableModel
+from engrain.core.task_vector import TaskVector
+from engrain.core.vector import Calibration, SteeringVector
+from engrain.core.verdict import Gate, Verdict
+from engrain.loading import load
+from engrain.plugins.behavior import Behavior
+from engrain.registry.store import Parent, Store, Version
+from engrain.registry.task_vectors import read_task_vector
+from engrain.registry.vectors import publish_pairs, publish_vector, publish_verdict, read_vector
+from saying import behavior, plugins_with
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two behaviors of little data; a random model finds everything unlikely, its own replies too."""
+    monkeypatch.setattr(trajectories, "_SURPRISE", float("inf"))
+    monkeypatch.setattr("engrain.gathering._CONVERSATIONS", {"train": 8, "calibration": 4})
+    monkeypatch.setattr("engrain.core.compile.prove.REPLY_TOKENS", 8)
+    monkeypatch.setattr("engrain.core.replies.REPLY_TOKENS", 8)
+    few = read_questions()[:2]
+    monkeypatch.setattr("engrain.verifying.read_questions", lambda: few)
+    made = plugins_with(behavior(), behavior("other", "bbb"))
+    monkeypatch.setattr("engrain.cli.main.build_manager", lambda: made)
+
+
+def publish(model: SteerableModel, own: Behavior, layer: int, *, passed: bool | None = True) -> Version:
+    """Publish a calibrated vector with its pairs, and a verdict on it, or None."""
+    store = Store()
+    drawn = torch.randn(32, generator=torch.Generator().manual_seed(layer))
+    vector = SteeringVector({layer: drawn}, own.name, model.fingerprint).calibrated(Calibration(layer, 1.0))
+    pairs = publish_pairs(store, own.name, own.pairs().split("train"))
+    version = publish_vector(store, own.name, vector, [Parent("pairs", pairs.digest)])
+    if passed is not None:
+        verdict = Verdict(layer, 1.0, (Gate("effect", passed, 1.0, 0.0),), {}, (), 0)
+        tested = publish_pairs(store, f"{own.name}-test", own.pairs().split("test"))
+        parents = [Parent("vector", version.digest), Parent("test", tested.digest)]
+        publish_verdict(store, own.name, verdict, parents)
+    return version
+
+
+@pytest.fixture
+def model(folder: Path) -> SteerableModel:
+    """A model whose vector ``saying`` has a passing verdict."""
+    found = load(str(folder))
+    publish(found, behavior(), 1)
+    return found
+
+
+def test_a_verified_vector_is_compiled_published_and_verified_again(
+    engrain: Any, folder: Path, model: SteerableModel, tmp_path: Path
+) -> None:
+    out = tmp_path / "saying"
+    done = engrain("compile", "saying", "--backend", "bias", "--out", out, "-m", folder, "--json")
+    assert done.code in (0, 1), done.err
+    found = done.json
+    assert (found["task_vector"], found["backend"], found["spec"]) == ("task-vector/saying@1", "bias", "faithful")
+    assert (found["forced"], found["folder"]) == (False, str(out))
+    assert found["passed"] == found["verdict"]["passed"] == (done.code == 0)
+    # A bias is the vector.
+    assert found["recovered"] == pytest.approx(1, abs=1e-3)
+    assert found["drift_ratio"] == pytest.approx(1, abs=1e-2)
+    assert [gate["name"] for gate in found["verdict"]["gates"]] == ["effect", "controls", "side_effects", "boundary"]
+    assert Path(found["verdict"]["report"]).read_bytes()
+    version = Store().resolve("task-vector/saying")
+    vector, verdict = Store().resolve("vector/saying"), Store().resolve("verdict/saying@1")
+    pairs = Store().resolve("dataset/saying")
+    assert {(one.role, one.digest) for one in version.parents} == {
+        ("vector", vector.digest),
+        ("verdict", verdict.digest),
+        ("pairs", pairs.digest),
+    }
+    assert version.provenance is not None
+    statement = json.loads(Store().read(version.provenance))["predicate"]
+    assert (statement["act"], statement["seeds"]) == ("compile", {"compile": 0})
+    (used,) = version.config["origin"]["vectors"]
+    assert (used["version"], used["verdict"]) == (vector.digest, verdict.digest)
+    saved = TaskVector.load(out)
+    published = read_task_vector(Store(), "saying")
+    assert all(torch.equal(tensor, published.tensors[name]) for name, tensor in saved.tensors.items())
+    # What exists is left alone, and before the work.
+    again = engrain("compile", "saying", "--backend", "bias", "--out", out, "-m", folder)
+    assert (again.code, "--force" in again.err, "sampling" in again.err) == (2, True, False)
+
+
+def test_rank1_is_selective_and_what_it_prints_is_for_people(engrain: Any, folder: Path, model: SteerableModel) -> None:
+    done = engrain("compile", "vector/saying@1", "--backend", "rank1", "-m", folder)
+    assert done.code in (0, 1), done.err
+    assert "task-vector/saying@1: rank1, selective" in done.out
+    assert "recovered of the vector's effect" in done.out
+    assert done.out.splitlines()[-1].startswith("report: ")
+
+
+def test_without_a_passing_verdict_on_this_very_version_force_is_needed_and_recorded(
+    engrain: Any, folder: Path, model: SteerableModel
+) -> None:
+    vector = read_vector(Store(), "saying").calibrated(Calibration(1, 0.5))
+    newer = publish_vector(Store(), "saying", vector, Store().resolve("vector/saying@1").parents)
+    call = ("compile", "saying", "--backend", "bias", "-m", folder)
+    refused = engrain(*call)
+    assert (refused.code, len(refused.err.strip().splitlines())) == (2, 1)
+    assert f"'{newer.reference}' has not proved itself: no verdict is on it" in refused.err
+    forced = engrain(*call, "--force", "--json")
+    assert forced.code in (0, 1), forced.err
+    assert forced.json["forced"] is True
+    assert Store().resolve("task-vector/saying").config["origin"]["forced"] is True
+
+
+def test_a_profile_is_compiled_into_one_task_vector_for_all(
+    engrain: Any, folder: Path, model: SteerableModel, tmp_path: Path
+) -> None:
+    publish(model, behavior("other", "bbb"), 2)
+    profile = tmp_path / "together.yaml"
+    profile.write_text("behaviors: {saying: {vector: vector/saying}, other: {vector: vector/other}}")
+    done = engrain("compile", "--profile", profile, "--backend", "bias", "-m", folder, "--json")
+    assert done.code in (0, 1), done.err
+    assert done.json["task_vector"] == "task-vector/together@1"
+    assert done.json["behaviors"].keys() == {"saying", "other"}
+    made = read_task_vector(Store(), "together")
+    assert made.layers == (1, 2)
+    assert done.json["behaviors"]["other"]["recovered"] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "Give a NAME or --profile"),
+        (("saying", "--backend", "rank2"), "Did you mean 'rank1'"),
+        (("sayin", "--backend", "bias"), "Did you mean 'saying'"),
+        (("other", "--backend", "bias"), "'engrain verify other' makes one"),
+        (("dataset/saying", "--backend", "bias"), "is a dataset, and a vector is compiled"),
+        (("saying", "--backend", "bias", "--target", "down_prj"), "Did you mean 'down_proj'"),
+        (("saying", "--backend", "bias", "--target", "o_proj"), "no choice of matrices"),
+        (("saying", "--backend", "bias", "--layers", "7"), "the model has the blocks 0-2"),
+        (("saying", "--backend", "bias", "--spec", "selective"), "compiles the spec 'faithful' alone"),
+        (("--profile", "{p}/off.yaml", "--backend", "bias"), "nothing switched on"),
+        (("--profile", "{p}/compiled.yaml", "--backend", "bias"), "behaviors.saying is compiled already"),
+        (("--profile", "{p}/file.yaml", "--backend", "bias"), "engrain import x.safetensors --name saying"),
+        (("--profile", "{p}/dose.yaml", "--backend", "bias"), "with strength 2.0, and its verdict is on 1.0"),
+        (("--profile", "{p}/off.yaml", "--pairs", "x.jsonl"), "--pairs goes with a NAME"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_published(
+    engrain: Any, folder: Path, model: SteerableModel, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    for name, entry in {
+        "off": "{vector: vector/saying, enabled: false}",
+        "compiled": "{task_vector: task-vector/saying}",
+        "file": "{vector: x.safetensors}",
+        "dose": "{vector: vector/saying, strength: 2}",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(f"behaviors: {{saying: {entry}}}")
+    done = engrain("compile", *(one.replace("{p}", str(tmp_path)) for one in arguments), "-m", folder)
+    assert (done.code, done.out) == (2, ""), done.err
+    assert said in done.err.splitlines()[-1]
+    assert Store().names("task-vector") == []
+
+
+def test_a_verdict_that_failed_is_named(engrain: Any, folder: Path) -> None:
+    publish(load(str(folder)), behavior(), 1, passed=False)
+    done = engrain("compile", "saying", "--backend", "bias", "-m", folder)
+    assert (done.code, "verdict/saying@1 did not pass" in done.err) == (2, True)
+
+
+def test_another_or_a_quantised_base_is_refused(
+    engrain: Any, folder: Path, model: SteerableModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tiny import byte_tokenizer, random_model
+
+    random_model("qwen2").save_pretrained(tmp_path / "qwen")
+    byte_tokenizer().save_pretrained(tmp_path / "qwen")
+    wrong = engrain("compile", "saying", "--backend", "bias", "-m", tmp_path / "qwen")
+    assert (wrong.code, "Vector 'saying' was made on" in wrong.err) == (2, True)
+    model.hf.config.quantization_config = {"quant_method": "bitsandbytes"}
+    monkeypatch.setattr("engrain.loading.load", lambda name, plugins: model)
+    quantised = engrain("compile", "saying", "--backend", "bias", "-m", folder)
+    assert (quantised.code, "is quantised" in quantised.err) == (2, True)

@@ -1,0 +1,106 @@
+"""The whole chain with one command: it ends at a verdict that fails, and goes on where it was interrupted."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engrain import running
+from engrain.core.capability import read_questions
+from engrain.core.compile import trajectories
+from engrain.core.verdict import Gate, Verdict
+from engrain.proving import verify_compiled
+from engrain.registry.store import Store
+from saying import behavior, plugins_with
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trajectories, "_SURPRISE", float("inf"))
+    monkeypatch.setattr("engrain.gathering._CONVERSATIONS", {"train": 8, "calibration": 4})
+    monkeypatch.setattr("engrain.core.compile.prove.REPLY_TOKENS", 8)
+    monkeypatch.setattr("engrain.core.replies.REPLY_TOKENS", 8)
+    few = read_questions()[:2]
+    monkeypatch.setattr("engrain.verifying.read_questions", lambda: few)
+    made = plugins_with(behavior())
+    monkeypatch.setattr("engrain.cli.main.build_manager", lambda: made)
+
+
+def decided(monkeypatch: pytest.MonkeyPatch, passed: bool) -> None:
+    """Have every verdict pass, or none: on random weights luck decides."""
+    monkeypatch.setattr(Verdict, "passed", property(lambda self: passed))
+    monkeypatch.setattr(
+        "engrain.core.verify._above_zero",
+        lambda name, values, *rest: Gate(
+            name, passed, float(values.mean()), 0.0, (0.0, 1.0), () if passed else ("no",)
+        ),
+    )
+
+
+def test_the_chain_ends_with_published_weights_and_a_second_run_makes_nothing_again(
+    engrain: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decided(monkeypatch, True)
+    call = ("run", "saying", "--backend", "bias", "-m", folder)
+    done = engrain(*call, "--json")
+    assert done.code == 0, done.err
+    found = done.json
+    assert found.keys() == {"calibration", "verdict", "compiled", "artifacts"}
+    assert found["calibration"].keys() == {"layer", "strength"}
+    assert found["verdict"]["passed"] is True
+    assert found["compiled"]["recovered"] == pytest.approx(1, abs=1e-3)
+    assert {"recovered", "drift_ratio", "verdict"} <= found["compiled"].keys()
+    assert found["artifacts"]["task_vector"] == "task-vector/saying@1"
+    assert Path(found["artifacts"]["report"]).is_file()
+    for name in ("verify_subject", "compile_sources", "verify_compiled"):
+        monkeypatch.setattr(running, name, _never(name))
+    again = engrain(*call, "--json")
+    assert again.code == 0, again.err
+    assert again.json == found
+    shown = engrain(*call)
+    assert "task-vector/saying@1" in shown.out
+    assert shown.out.splitlines()[-1].startswith("report: ")
+
+
+def _never(name: str) -> Callable[..., None]:
+    def made_again(*arguments: object, **options: object) -> None:
+        pytest.fail(f"{name} was called again")
+
+    return made_again
+
+
+def test_it_stops_at_a_verdict_that_fails(engrain: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decided(monkeypatch, False)
+    done = engrain("run", "saying", "--backend", "bias", "-m", folder, "--json")
+    assert done.code == 1, done.err
+    assert done.json["compiled"] is None
+    assert done.json["artifacts"]["task_vector"] is None
+    assert done.json["verdict"]["passed"] is False
+    assert Store().names("task-vector") == []
+
+
+def test_interrupted_between_steps_it_goes_on(engrain: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decided(monkeypatch, True)
+    call = ("run", "saying", "--backend", "bias", "-m", folder)
+
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "verify_compiled", interrupt)
+    assert engrain(*call).code == 130
+    assert Store().names("task-vector") == ["saying"]
+    monkeypatch.setattr(running, "verify_compiled", verify_compiled)
+    monkeypatch.setattr(running, "compile_sources", _never("compile_sources"))
+    done = engrain(*call)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(("sayin",), "Did you mean 'saying'"), (("saying", "--backend", "bais"), "Did you mean 'bias'")],
+)
+def test_a_mistake_is_one_line(engrain: Any, folder: Path, arguments: tuple[str, ...], said: str) -> None:
+    done = engrain("run", *arguments, "-m", folder)
+    assert (done.code, done.out, len(done.err.strip().splitlines())) == (2, "", 1), done.err
+    assert said in done.err
