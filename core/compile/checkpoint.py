@@ -62,6 +62,8 @@ class Checkpoint:
 def forget(folder: Path) -> None:
     """Take the checkpoint away: the training is finished and its result stands elsewhere."""
     (folder / FILE).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -8,10 +8,10 @@ import torch
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from engrain.core.blocks import find_blocks, linear_modules
+from engrain.core.compile.recipe import OPTIMIZERS
 from engrain.core.compile.target import WRITERS, match_matrices
 from engrain.core.errors import InputError, LayerError, ModelError, UnknownNameError
 
-OPTIMIZERS = ("apollo", "apollo-mini", "adamw")
 _WIDE = 4  # bytes of a float32
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What is kept of a forward pass at once: hidden states that the loss compares, and the logits' float32 copies.

@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from platformdirs import user_cache_path
 from rich.progress import Progress
 
+from engrain.core.compile.checkpoint import forget
 from engrain.core.compile.compiler import Order, Spec
+from engrain.core.compile.recipe import Recipe
 from engrain.core.compile.target import choose_matrices
 from engrain.core.composition import Active
 from engrain.core.errors import InputError, PluginError
@@ -40,6 +43,7 @@ class Wish:
         target: as ``Order`` has it.
         layers: as ``Order`` has it.
         seed: of all drawing.
+        optimizer: of a backend that trains: apollo, apollo-mini or adamw.
         force: also what has no passing verdict; the task vector says so.
     """
 
@@ -48,6 +52,7 @@ class Wish:
     target: str | None = None
     layers: tuple[int, ...] | None = None
     seed: int = 0
+    optimizer: str = "apollo"
     force: bool = False
 
 
@@ -81,7 +86,16 @@ def compile_sources(
         # Before the minutes of sampling, not after them.
         choose_matrices(model, wish.target, wish.layers or range(len(model.blocks)))
     subjects = [source.subject for source in sources]
-    order = Order(name, actives, wish.spec or own_spec, None, wish.target, wish.layers, wish.seed)
+    order = Order(
+        name,
+        actives,
+        wish.spec or own_spec,
+        target=wish.target,
+        layers=wish.layers,
+        seed=wish.seed,
+        recipe=Recipe(wish.optimizer),
+        workspace=_workspace(order_digest(sources, wish)),
+    )
     others += [f"{source.version.reference} has no passing verdict" for source in sources if not source.proved]
     for fault in others:
         say(f"note: {fault}; the task vector's manifest says that it was forced.")
@@ -137,13 +151,18 @@ def order_digest(sources: Sequence[Source], wish: Wish) -> str:
         [source.version.digest, source.subject.train.digest, source.subject.scenarios, repr(source.entry)]
         for source in sources
     ]
-    how = [wish.backend, wish.spec, wish.target, wish.layers, wish.seed]
+    how = [wish.backend, wish.spec, wish.target, wish.layers, wish.seed, wish.optimizer]
     whole = json.dumps([made_from, how, __version__])
     return f"sha256:{hashlib.sha256(whole.encode()).hexdigest()}"
 
 
+def _workspace(order: str) -> Path:
+    """Return the folder where a backend keeps how far it is with what has this digest."""
+    return user_cache_path("engrain") / "compile" / order.removeprefix("sha256:")
+
+
 def publish_compiled(store: Store, task_vector: TaskVector, sources: Sequence[Source]) -> Version:
-    """Publish a task vector with the vectors, their pairs and their verdicts as its parents."""
+    """Publish a task vector with the vectors, their pairs and their verdicts as its parents; its checkpoint is gone."""
     parents: list[Parent] = []
     data: dict[str, str] = {}
     for source in sources:
@@ -156,7 +175,9 @@ def publish_compiled(store: Store, task_vector: TaskVector, sources: Sequence[So
     seed = int(task_vector.origin.get("seed", 0))
     decided = {"origin": dict(task_vector.origin), "base": task_vector.fingerprint.to_json()}
     made = Provenance("compile", decided, {"compile": seed}, data)
-    return publish_task_vector(store, task_vector.name, task_vector, parents, made)
+    version = publish_task_vector(store, task_vector.name, task_vector, parents, made)
+    forget(_workspace(task_vector.origin["order"]))
+    return version
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from engrain.core.capture import PACK_TOKENS
 from engrain.core.compile.plan import Plan, plan
+from engrain.core.compile.recipe import Recipe
 from engrain.core.compile.target import WRITERS
 from engrain.core.errors import ModelError
 from engrain.core.files import parse_object
@@ -69,7 +71,17 @@ def plan_compile(
     dtype = stored if stored in _DTYPES else "bfloat16"
     target = target or WRITERS
     with quiet_transformers():
-        found = plan(config, target=target, layers=chosen, optimizer=optimizer, dtype=dtype)
+        found = plan(
+            config,
+            target=target,
+            layers=chosen,
+            optimizer=optimizer,
+            rank=Recipe.rank,
+            dtype=dtype,
+            sequences=1,
+            length=PACK_TOKENS,
+            checkpointing=Recipe.checkpointing,
+        )
     return CompilePlan(found, tuple(chosen), target, optimizer, dtype)
 
 

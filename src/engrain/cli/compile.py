@@ -29,6 +29,13 @@ _GIB = 1 << 30
 @click.option(
     "--spec", type=click.Choice(["selective", "faithful"]), help="The base outside of the behavior, or steered there."
 )
+@click.option(
+    "--optimizer",
+    type=click.Choice(["apollo", "apollo-mini", "adamw"]),
+    default="apollo",
+    show_default=True,
+    help="What distill trains with.",
+)
 @judge_option
 @click.option("--seed", default=0, show_default=True, help="Seed of all drawing.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the task vector as a folder, too.")
@@ -46,6 +53,7 @@ def compile_command(
     target: str | None,
     layers: str | None,
     spec: Any,
+    optimizer: str,
     judge: str | None,
     seed: int,
     out: Path | None,
@@ -65,7 +73,7 @@ def compile_command(
     if only_plan:
         if name is not None or profile_file is not None:
             raise InputError("--plan is about a model alone: engrain compile --plan -m MODEL.")
-        _plan(plugins, model_name, target, layers, as_json)
+        _plan(plugins, model_name, target, layers, optimizer, as_json)
         return
     if (name is None) == (profile_file is None):
         raise InputError("Give a NAME or --profile FILE, one of the two.")
@@ -101,7 +109,7 @@ def compile_command(
 
     model = load(model_name, plugins=plugins)
     chosen = None if layers is None else tuple(parse_layers(layers, len(model.blocks)) or range(len(model.blocks)))
-    wish = Wish(backend, spec, target, chosen, seed, force)
+    wish = Wish(backend, spec, target, chosen, seed, optimizer, force)
     with progress_bar() as bar:
         compiled = compile_and_prove(
             model, sources, plugins, store, wish, name=called, out=out, judge=judge or JUDGE, bar=bar, say=say
@@ -114,11 +122,13 @@ def compile_command(
         context.exit(1)
 
 
-def _plan(plugins: Plugins, model_name: str, target: str | None, layers: str | None, as_json: bool) -> None:
+def _plan(
+    plugins: Plugins, model_name: str, target: str | None, layers: str | None, optimizer: str, as_json: bool
+) -> None:
     from engrain.planning import count_blocks, plan_compile, read_config
 
     config = read_config(plugins, model_name)
-    found = plan_compile(config, target=target, layers=parse_layers(layers, count_blocks(config)))
+    found = plan_compile(config, target=target, layers=parse_layers(layers, count_blocks(config)), optimizer=optimizer)
     if as_json:
         print_json(found.to_json())
         return
