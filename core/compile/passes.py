@@ -17,8 +17,8 @@ from engrain.core.scoring import scored_places
 
 Edit = Callable[[], AbstractContextManager[object]]
 
-# What a course keeps of its teacher, bytes: a third of the demo model.
-MEMORY = 192 << 20
+# What a course keeps of its teacher, bytes: some six thousand tokens of the demo model.
+MEMORY = 48 << 20
 
 
 @dataclass(frozen=True)

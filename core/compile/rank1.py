@@ -41,8 +41,8 @@ def compile_rank1(model: SteerableModel, order: Order, progress: Progress) -> Ta
     teacher = partial(model.steer, *order.actives)
     writers = dict(mlp_writer(model, layer) for layer in biases.layers)
     with teacher():
-        inside = _moments(model, corpus.scope, writers, replies=True)
-    outside = _moments(model, corpus.retain, writers, replies=False)
+        inside = _moments(model, corpus.scope, writers, biases.layers, replies=True)
+    outside = _moments(model, corpus.retain, writers, biases.layers, replies=False)
     measure = Measure(model, teacher, corpus.held_scope, corpus.held_retain, biases.layers[0])
     found: list[tuple[Closeness, float, float, TaskVector]] = []
     for mu in RETAINING:
@@ -86,7 +86,12 @@ def solve(inside: Tensor, mean: Tensor, outside: Tensor, mu: float, ridge: float
 
 
 def _moments(
-    model: SteerableModel, sequences: Sequence[Encoded], writers: dict[str, Matrix], *, replies: bool
+    model: SteerableModel,
+    sequences: Sequence[Encoded],
+    writers: dict[str, Matrix],
+    layers: Sequence[int],
+    *,
+    replies: bool,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return E[x x^T] and E[x] of the writers' inputs, where replies are predicted or at every token, float64."""
     seen: dict[str, Tensor] = {}
@@ -99,13 +104,14 @@ def _moments(
 
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     tokens = 0
-    # Rows: in a tree a token that several sequences share would count once.
-    runner = PackRunner(model, sequences, float32=True, trees=False)
+    # The last block's output is of no use, but ends the pass behind it. As if learning: with every token of a sequence
+    # on its path, one that several share counts for each of them, the start that all share among these.
+    runner = PackRunner(model, sequences, [max(layers)], float32=True, learning=True)
     with ExitStack() as stack, torch.no_grad():
         for name, module in writers.items():
             stack.callback(module.register_forward_pre_hook(watch(name)).remove)
         for pack in runner.packs():
-            runner.run(pack)
+            runner.observe(pack, lambda layer, states: None)
             places = scored_places(pack)[0] if replies else torch.cat(pack.paths)
             tokens += len(places)
             for name, inputs in seen.items():

@@ -21,8 +21,10 @@ from engrain.version import __version__
 
 Messages = tuple[Message, ...]
 
-# How many conversations the teacher replies to at most: on two cores half a minute for every hundred of the demo model.
-_CONVERSATIONS: dict[Split, int] = {"train": 256, "calibration": 96}
+# How many conversations the teacher replies to at most.
+_CONVERSATIONS: dict[Split, int] = {"train": 256, "calibration": 16}
+# How many texts are held out of what else is in scope, and of what is not: training looks at them all the time.
+_HELD, _HELD_RETAIN = 16, 32
 # Rows of one batch; what was sampled is kept after each.
 _AT_ONCE = 24
 
@@ -61,13 +63,27 @@ def gather_corpus(
     }
     kept = sum(map(len, sampled.values()))
     say(f"{kept} replies are fluent enough to learn from")
-    scope, retain = {}, {}
-    for split in chosen:
+    parts: list[tuple[Encoded, ...]] = []
+    limits: dict[Split, tuple[int | None, int | None]] = {"train": (None, None), "calibration": (_HELD, _HELD_RETAIN)}
+    for split, (of_scope, of_retain) in limits.items():
         pairs = _pairs(subjects, split)
-        scope[split] = (*sampled[split], *_both(model, (pair for pair in pairs if not pair.boundary)))
-        shipped = (*read_neutral(model, RETAIN, split), *read_neutral(model, split=split))
-        retain[split] = (*shipped, *_both(model, (pair for pair in pairs if pair.boundary)))
-    return Corpus(scope["train"], retain["train"], scope["calibration"], retain["calibration"])
+        ordinary, boundary = (
+            _both(model, [pair for pair in pairs if pair.boundary is wanted]) for wanted in (False, True)
+        )
+        shipped = [*read_neutral(model, RETAIN, split), *read_neutral(model, split=split)]
+        parts += [
+            (*sampled[split], *_spread(ordinary, of_scope)),
+            tuple(_spread([*shipped, *boundary], of_retain)),
+        ]
+    scope, retain, held_scope, held_retain = parts
+    return Corpus(scope, retain, held_scope, held_retain)
+
+
+def _spread(texts: Sequence[Encoded], limit: int | None) -> Sequence[Encoded]:
+    """Return at most so many of the texts, from everywhere among them."""
+    if limit is None or len(texts) <= limit:
+        return texts
+    return [texts[place * len(texts) // limit] for place in range(limit)]
 
 
 def _pairs(subjects: Sequence[Subject], split: Split) -> list[ContrastPair]:

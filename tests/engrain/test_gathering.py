@@ -61,6 +61,19 @@ def test_nothing_of_a_test_split_is_among_it_also_where_a_conversation_stands_in
     assert not unseen & prompts(corpus)
 
 
+def test_what_is_held_out_is_some_of_every_kind() -> None:
+    whole = gather(SUBJECT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gathering, "_HELD", 4)
+        patch.setattr(gathering, "_HELD_RETAIN", 10)
+        some = gather(SUBJECT)
+    assert (some.scope, some.retain) == (whole.scope, whole.retain)
+    assert set(some.held_scope) < set(whole.held_scope)
+    assert not set(some.held_retain) & set(some.retain)
+    assert len(some.held_retain) == 10 < len(whole.held_retain) == 32
+    assert {bool(text.prompt) for text in some.held_retain} == {True, False}
+
+
 def test_train_is_learned_from_and_calibration_held_out() -> None:
     corpus = gather(SUBJECT)
     for pairs, scope, retain in (
@@ -69,7 +82,7 @@ def test_train_is_learned_from_and_calibration_held_out() -> None:
     ):
         for pair in pairs:
             both = set(tiny().encode_pair(pair))
-            assert both <= set(retain if pair.boundary else scope)
+            assert pairs is SUBJECT.calibration or both <= set(retain if pair.boundary else scope)
             assert not both & set(scope if pair.boundary else retain)
     told = {tiny().render(one): split_of(one) for one in SUBJECT.scenarios}
     assert {told.get(one.prompt, "train") for one in corpus.scope} == {"train"}

@@ -47,10 +47,10 @@ def compiled(model: SteerableModel, order: Order = ORDER) -> TaskVector:
     return compile_rank1(model, order, lambda what, done: None)
 
 
-def with_one(monkeypatch: pytest.MonkeyPatch, mu: float, ridge: float) -> TaskVector:
+def with_one(monkeypatch: pytest.MonkeyPatch, mu: float, ridge: float, corpus: Corpus = CORPUS) -> TaskVector:
     monkeypatch.setattr(rank1, "RETAINING", (mu,))
     monkeypatch.setattr(rank1, "RIDGE", (ridge,))
-    return compiled(fresh())
+    return compiled(fresh(), replace(ORDER, corpus=corpus))
 
 
 def inputs(model: SteerableModel, sequences: tuple[Encoded, ...], *, replies: bool) -> Tensor:
@@ -64,9 +64,17 @@ def inputs(model: SteerableModel, sequences: tuple[Encoded, ...], *, replies: bo
     return torch.cat([x[start:-1] if replies else x for x, start in zip(found, starts, strict=True)]).double()
 
 
-def test_the_readout_solves_the_normal_equations(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = with_one(monkeypatch, 2.0, 0.1)
-    inside, outside = inputs(fresh(), CORPUS.scope, replies=True), inputs(fresh(), CORPUS.retain, replies=False)
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_readout_solves_the_normal_equations(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = CORPUS
+    if shared:
+        scope, retain = (
+            tuple(Encoded((5, *one.prompt[:2], *texts[0].prompt[2:]), one.reply) for one in texts for _ in range(2))
+            for texts in (CORPUS.scope, CORPUS.retain)
+        )
+        corpus = replace(CORPUS, scope=scope, retain=retain)
+    made = with_one(monkeypatch, 2.0, 0.1, corpus)
+    inside, outside = inputs(fresh(), corpus.scope, replies=True), inputs(fresh(), corpus.retain, replies=False)
     square = inside.T @ inside / len(inside) + 2.0 * outside.T @ outside / len(outside)
     lam = 0.1 * float(square.diagonal().mean())
     # As least squares: rows of scope are to give 1, rows of retain and of the ridge 0.
