@@ -15,7 +15,7 @@ from engrain.core.compile.measure import Measure
 from engrain.core.compile.recipe import Recipe
 
 # Steps between two looks at the held-out texts, and how many in a row may be no better than the best.
-LOOK, PATIENCE = 10, 2
+LOOK, PATIENCE = 10, 3
 _CLIP = 1.0
 
 

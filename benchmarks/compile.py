@@ -1,0 +1,93 @@
+"""Every backend and optimizer that compiles a verified vector, side by side on its test split.
+
+engrain verify BEHAVIOR && python -m benchmarks.compile BEHAVIOR --seeds 0 1 2
+
+All learn from the same gathered texts. Recovered, KL and drift are those of the proof: shares of what the vector does.
+Seconds are of the backend alone, state is what the optimizer keeps.
+"""
+
+import argparse
+import time
+from typing import Any
+
+from rich.progress import Progress
+
+from benchmarks.measure import show, spread, write
+from engrain.core.compile.compiler import Order, Spec
+from engrain.core.compile.prove import prove
+from engrain.core.compile.recipe import OPTIMIZERS, Recipe
+from engrain.gathering import gather_corpus
+from engrain.loading import load
+from engrain.plugins.manager import Plugins, build_manager
+from engrain.registry.store import Store
+from engrain.source import find_source
+from engrain.verifying import JUDGE, held_out
+
+# The last matrix of a block's attention and of its MLP, in the demo model; four blocks of them are trained.
+MATRICES = [(576, 576), (576, 1536)] * 4
+SIDES = {"bias": "bias", "rank1": "rank1", **{f"distill, {name}": "distill" for name in OPTIMIZERS}}
+
+
+def state_bytes(recipe: Recipe) -> int:
+    """Return the bytes that an optimizer keeps of the trained matrices."""
+    import torch
+
+    parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in MATRICES]
+    optimizer = recipe.build(parameters, 0)
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
+
+def measure(plugins: Plugins, behavior: str, sides: list[str], seeds: list[int]) -> dict[str, list[dict[str, Any]]]:
+    """Return by side what each seed gave."""
+    store, model = Store(), load("demo", plugins=plugins)
+    source = find_source(plugins, store, behavior)
+    active = source.activate(model)
+    with Progress() as bar:
+        corpus = gather_corpus(model, [source.subject], [active], seed=0, bar=bar, say=print)
+    held = held_out(model, source.subject, plugins, JUDGE)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for side in sides:
+        backend = SIDES[side]
+        spec: Spec = plugins.spec_of(backend)
+        recipe = Recipe(side.removeprefix("distill, ")) if backend == "distill" else Recipe()
+        # What is solved and not trained is the same for every seed.
+        for seed in seeds if backend == "distill" else seeds[:1]:
+            order = Order(behavior, (active,), spec, corpus, seed=seed, recipe=recipe)
+            start = time.perf_counter()
+            made = plugins.compiler(backend)(model, order, lambda what, done: None)
+            seconds = time.perf_counter() - start
+            proof = prove(model, [active], made, held, seed=seed)
+            row = {
+                "recovered": proof.compiled.recovered.value,
+                "recovered_ci95": proof.compiled.recovered.ci95,
+                "kl_recovered": proof.compiled.kl_recovered.value,
+                **{f"drift_{kind}": drift.ratio for kind, drift in proof.compiled.drift.items()},
+                "state_bytes": state_bytes(recipe) if backend == "distill" else 0,
+                "seconds": seconds,
+                "seed": seed,
+            }
+            print(side, row, flush=True)
+            found.setdefault(side, []).append(row)
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("behavior", nargs="?", default="listening")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    options = parser.parse_args()
+    found = measure(build_manager(), options.behavior, options.sides, options.seeds)
+    columns = ["recovered", "kl_recovered", "drift_raw", "drift_chat", "state_bytes", "seconds"]
+    rows = [[side, *(spread([row[one] for row in own])["median"] for one in columns)] for side, own in found.items()]
+    show([["side", *columns], *rows])
+    write(f"compile-{options.behavior}", {"behavior": options.behavior, "sides": found})
+
+
+if __name__ == "__main__":
+    main()
