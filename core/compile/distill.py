@@ -37,7 +37,7 @@ def compile_distill(model: SteerableModel, order: Order, progress: Progress) -> 
     where nothing else is ordered. The loss is that of ``Objective`` on scope, plus ``recipe.retain`` times the same on
     retain, with hidden states compared at the steered block, in the middle above it and at the last one. For the spec
     ``faithful`` the teacher is steered on retain as well. The closest on the held-out texts is kept; training ends when
-    three looks in a row are no better, or where the loss is no number. ``origin`` has the curve, and why it ended early.
+    three looks in a row are no better, or where the loss is no number. ``origin`` has the curve and why it ended.
 
     With a workspace it goes on where it was interrupted, and ends the same to the bit.
 

@@ -12,8 +12,8 @@ from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
 
-# Places whose logits are computed at a time: 25 MB a side with a vocabulary of 49,152.
-CHUNK = 128
+# Places whose logits are computed at a time: 13 MB a side with a vocabulary of 49,152.
+CHUNK = 64
 
 
 @dataclass(frozen=True)

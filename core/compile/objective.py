@@ -13,7 +13,7 @@ from engrain.core.compile.passes import Course, Edit, Recorded, next_token_logit
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
 
-# Packs on which it is measured how far base and teacher are from each other: some three thousand tokens.
+# Packs on which it is measured how far base and teacher are from each other: some two thousand tokens.
 _MEASURED = 8
 
 

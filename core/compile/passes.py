@@ -19,6 +19,8 @@ Edit = Callable[[], AbstractContextManager[object]]
 
 # What a course keeps of its teacher, bytes: some six thousand tokens of the demo model.
 MEMORY = 48 << 20
+# Fewer than a pass without gradients takes: what the demo model's blocks keep of them is a third of its weights.
+PACK_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Course:
         memory: int = MEMORY,
     ) -> None:
         self._model = model
-        self._runner = PackRunner(model, sequences, learning=True)
+        self._runner = PackRunner(model, sequences, tokens=PACK_TOKENS, learning=True)
         self._entry = entry
         self._teacher = teacher or nullcontext
         self._room = memory

@@ -23,7 +23,7 @@ class Recipe:
         rate: the highest learning rate; it rises over the first steps, and falls along a cosine.
         rank: of APOLLO's projection.
         steps: of the optimizer.
-        packs: of scope, and as many of retain, that one step is made of; a pack holds 384 tokens at most.
+        packs: of scope, and as many of retain, that one step is made of; a pack holds 256 tokens at most.
         hidden: weight of the hidden states' distance.
         retain: weight of the drift on retained texts.
         checkpointing: compute each block again in the backward pass instead of keeping what it needs.
@@ -34,10 +34,10 @@ class Recipe:
     """
 
     optimizer: str = "apollo"
-    rate: float = 3e-4
+    rate: float = 1e-3
     rank: int = 64
     steps: int = 40
-    packs: int = 2
+    packs: int = 3
     hidden: float = 1.0
     retain: float = 1.0
     checkpointing: bool = False

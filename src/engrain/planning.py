@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from engrain.core.capture import PACK_TOKENS
+from engrain.core.compile.passes import PACK_TOKENS
 from engrain.core.compile.plan import Plan, plan
 from engrain.core.compile.recipe import Recipe
 from engrain.core.compile.target import WRITERS
