@@ -22,7 +22,7 @@ from engrain.version import __version__
 Messages = tuple[Message, ...]
 
 # How many conversations the teacher replies to at most.
-_CONVERSATIONS: dict[Split, int] = {"train": 256, "calibration": 16}
+_CONVERSATIONS: dict[Split, int] = {"train": 128, "calibration": 16}
 # How many texts are held out of what else is in scope, and of what is not: training looks at them all the time.
 _HELD, _HELD_RETAIN = 16, 32
 # Rows of one batch; what was sampled is kept after each.
