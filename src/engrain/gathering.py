@@ -71,6 +71,8 @@ def gather_corpus(
             _both(model, [pair for pair in pairs if pair.boundary is wanted]) for wanted in (False, True)
         )
         shipped = [*read_neutral(model, RETAIN, split), *read_neutral(model, split=split)]
+        # Twice, at the cost of once: the raw texts are twice as long, and chat turns are what is nearest to the scope.
+        shipped += [one for one in shipped if one.prompt]
         parts += [
             (*sampled[split], *_spread(ordinary, of_scope)),
             tuple(_spread([*shipped, *boundary], of_retain)),

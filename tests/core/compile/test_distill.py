@@ -88,7 +88,7 @@ def test_a_loss_that_is_no_number_ends_it_with_the_best_kept(monkeypatch: pytest
 
     def broken(self: Objective, recorded: Recorded, factor: float) -> float:
         seen.append(factor)
-        return float("nan") if len(seen) > 4 * 14 else whole(self, recorded, factor)
+        return float("nan") if len(seen) > 2 * ORDER.recipe.packs * 14 else whole(self, recorded, factor)
 
     monkeypatch.setattr(Objective, "descend", broken)
     made = compiled()
