@@ -1,5 +1,6 @@
 """What a compiler learns from: whole, of the right splits, kept, and nothing of a test split."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -88,6 +89,9 @@ def test_train_is_learned_from_and_calibration_held_out() -> None:
     assert {told.get(one.prompt, "train") for one in corpus.scope} == {"train"}
     assert {told.get(one.prompt, "calibration") for one in corpus.held_scope} == {"calibration"}
     assert not set(corpus.retain) & set(corpus.held_retain)
+    boundary = {side for pair in SUBJECT.train if pair.boundary for side in tiny().encode_pair(pair)}
+    told_once = Counter(one for one in corpus.retain if one not in boundary)
+    assert {(bool(one.prompt), times) for one, times in told_once.items()} == {(False, 1), (True, 2)}
     # Raw text and chat turns.
     assert {bool(one.prompt) for one in corpus.retain} == {True, False}
 
@@ -98,7 +102,7 @@ def test_several_behaviors_are_sampled_under_all_of_them_together() -> None:
         side for pair in SUBJECT.train.ordinary for side in tiny().encode_pair(pair)
     }
     assert {side for pair in OTHER.train.ordinary for side in tiny().encode_pair(pair)} <= set(both.scope)
-    assert len(both.retain) == len(one.retain) + len(other.retain) - len(set(one.retain) & set(other.retain))
+    assert set(both.retain) == set(one.retain) | set(other.retain)
 
 
 def test_what_was_sampled_is_kept_for_the_same_teacher_alone(monkeypatch: pytest.MonkeyPatch) -> None:
