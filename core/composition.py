@@ -186,6 +186,27 @@ class Composition:
         """Whether the positions of the tokens matter."""
         return any(group.positions != "all" for group in self.groups)
 
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether what is added depends on the hidden state, and is not the same for all."""
+        return self.keep_norm is not None or any(group.projection is not None for group in self.groups)
+
+    def group(self, positions: str) -> _Group | None:
+        """Return what acts on these positions, or None."""
+        return next((group for group in self.groups if group.positions == positions), None)
+
+    def select(self, rows: Tensor) -> "Composition":
+        """Return the composition whose rows are those at these places.
+
+        Args:
+            rows: places, counted from 0, [n]; each may stand any number of times.
+        """
+
+        def pick(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.index_select(0, rows)
+
+        return Composition(len(rows), tuple(_map_group(group, pick) for group in self.groups), pick(self.keep_norm))
+
     def spread(self, batch: int) -> "Composition":
         """Return the composition for a batch whose rows are repeated in place (several samples or beams a row).
 
@@ -270,49 +291,93 @@ def compose(rows: Sequence[Sequence[Active]], layer: int) -> Composition | None:
         rows: the active vectors of every row told apart; one row when all get the same.
         layer: decoder block, counted from 0.
     """
-    here = [[one for one in row if one.strength != 0 and layer in one.layers] for row in rows]
-    if not any(here):
+    return stack([_compose_row(row, layer) for row in rows])
+
+
+def stack(rows: Sequence[Composition | None]) -> Composition | None:
+    """Return compositions of one row each as the rows of one; None where all of them are None.
+
+    Args:
+        rows: what acts on each row, or None for a row that nothing acts on; on one device.
+    """
+    acting = [row for row in rows if row is not None]
+    if not acting:
+        return None
+    if len(rows) == 1:
+        return acting[0]
+    kinds = sorted({group.positions for row in acting for group in row.groups})
+    groups = tuple(_stack_groups([None if row is None else row.group(kind) for row in rows], kind) for kind in kinds)
+    kept = [row.keep_norm for row in acting if row.keep_norm is not None]
+    if not kept:
+        return Composition(len(rows), groups, None)
+    off = torch.zeros_like(kept[0])
+    keep = torch.cat([off if row is None or row.keep_norm is None else row.keep_norm for row in rows])
+    return Composition(len(rows), groups, keep)
+
+
+def _stack_groups(groups: Sequence[_Group | None], positions: str) -> _Group:
+    shifts = [None if group is None else group.shift for group in groups]
+    projections = [None if group is None else group.projection for group in groups]
+    shift = next((one for one in shifts if one is not None), None)
+    if shift is not None:
+        none = torch.zeros_like(shift)
+        shift = torch.cat([none if one is None else one for one in shifts])
+    return _Group(positions, shift, _stack_projections(projections))
+
+
+def _stack_projections(projections: Sequence[_Projection | None]) -> _Projection | None:
+    acting = [one for one in projections if one is not None]
+    if not acting:
+        return None
+    most = max(one.units.shape[1] for one in acting)
+
+    def fill(name: str, dim: int) -> Tensor:
+        like: Tensor = getattr(acting[0], name)
+        shape = [1, *like.shape[1:]]
+        shape[dim] = most
+        rows = []
+        for one in projections:
+            row = like.new_zeros(shape)
+            if one is not None:
+                own: Tensor = getattr(one, name)
+                row.narrow(dim, 0, own.shape[dim]).copy_(own)
+            rows.append(row)
+        return torch.cat(rows)
+
+    return _Projection(fill("units", 1), fill("duals", 1), fill("gain", 2), fill("target", 2))
+
+
+def _compose_row(row: Sequence[Active], layer: int) -> Composition | None:
+    here = [one for one in row if one.strength != 0 and layer in one.layers]
+    if not here:
         return None
     # One group for each kind of positions; within it addition is a sum and the rest is solved jointly.
-    kinds = sorted({one.positions for row in here for one in row})
-    groups = tuple(
-        _compose_group([[one for one in row if one.positions == kind] for row in here], kind, layer) for kind in kinds
-    )
-    keep = torch.tensor([any(one.preserve_norm for one in row) for row in here]).reshape(-1, 1, 1)
-    return Composition(len(here), groups, keep if keep.any() else None)
+    kinds = sorted({one.positions for one in here})
+    groups = tuple(_compose_group([one for one in here if one.positions == kind], kind, layer) for kind in kinds)
+    keep = any(one.preserve_norm for one in here)
+    return Composition(1, groups, torch.ones(1, 1, 1, dtype=torch.bool) if keep else None)
 
 
-def _compose_group(rows: Sequence[Sequence[Active]], positions: str, layer: int) -> _Group:
-    width = next(one.vector.width for row in rows for one in row)
-    shift = torch.zeros(len(rows), 1, width, dtype=torch.float64)
-    for index, row in enumerate(rows):
-        for one in row:
-            if one.operation == "add":
-                # float64: the sum is the same to the last float32 bit in nearly every order.
-                shift[index, 0] += one.strength * one.vector.at(layer).double()
-    projecting = [[one for one in row if one.operation != "add"] for row in rows]
-    return _Group(
-        positions,
-        shift.float() if any(one.operation == "add" for row in rows for one in row) else None,
-        _project(projecting, layer, width) if any(projecting) else None,
-    )
+def _compose_group(row: Sequence[Active], positions: str, layer: int) -> _Group:
+    added = [one for one in row if one.operation == "add"]
+    shift = None
+    if added:
+        # float64: the sum is the same to the last float32 bit in nearly every order.
+        total = torch.stack([one.strength * one.vector.at(layer).double() for one in added]).sum(dim=0)
+        shift = total.float().reshape(1, 1, -1)
+    projecting = [one for one in row if one.operation != "add"]
+    return _Group(positions, shift, _project(projecting, layer) if projecting else None)
 
 
-def _project(rows: Sequence[Sequence[Active]], layer: int, width: int) -> _Projection:
-    most = max(len(row) for row in rows)
-    units = torch.zeros(len(rows), most, width, dtype=torch.float64)
-    duals = torch.zeros_like(units)
-    gain = torch.zeros(len(rows), 1, most, dtype=torch.float64)
-    target = torch.zeros_like(gain)
-    for index, row in enumerate(rows):
-        for place, one in enumerate(row):
-            direction = one.vector.at(layer).double()
-            length = float(direction.norm())
-            units[index, place] = direction / length if length else direction
-            gain[index, 0, place] = -one.strength if one.operation == "ablate" else -1.0
-            target[index, 0, place] = one.strength * length if one.operation == "clamp" else 0.0
-        if row:
-            # The coordinates of h in the span of the units: rows of the pseudo-inverse; the unit itself when alone.
-            # Two copies of a direction differ by float32 rounding; without the tolerance that would be a direction too.
-            duals[index, : len(row)] = torch.linalg.pinv(units[index, : len(row)], rtol=1e-4).T
-    return _Projection(units.float(), duals.float(), gain.float(), target.float())
+def _project(row: Sequence[Active], layer: int) -> _Projection:
+    directions = torch.stack([one.vector.at(layer).double() for one in row])
+    lengths = directions.norm(dim=-1, keepdim=True)
+    units = torch.where(lengths > 0, directions / lengths, directions)
+    gain = torch.tensor([-one.strength if one.operation == "ablate" else -1.0 for one in row], dtype=torch.float64)
+    reach = torch.tensor([one.strength if one.operation == "clamp" else 0.0 for one in row], dtype=torch.float64)
+    # The coordinates of h in the span of the units: rows of the pseudo-inverse; the unit itself when alone.
+    # Two copies of a direction differ by float32 rounding; without the tolerance that would be a direction too.
+    duals = torch.linalg.pinv(units, rtol=1e-4).T
+    target = reach * lengths.squeeze(-1)
+    parts = (units[None], duals[None], gain[None, None], target[None, None])
+    return _Projection(*(part.float() for part in parts))

@@ -1,0 +1,1 @@
+"""Steering inside of vLLM, per request. Nothing of it is imported unless vLLM runs."""

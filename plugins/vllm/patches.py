@@ -1,0 +1,210 @@
+"""Where vLLM is changed: seven functions wrapped, each to do its own work and a little more."""
+
+import functools
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from engrain.core.errors import InputError
+from engrain.plugins.vllm import compatibility as points
+from engrain.plugins.vllm.admission import KEY, POSITIONS, Admission, refusal
+from engrain.plugins.vllm.bank import Bank, Scheduled
+from engrain.plugins.vllm.combination import block_keys
+from engrain.plugins.vllm.frontend import open_front_end
+from engrain.plugins.vllm.metrics import count
+from engrain.plugins.vllm.operator import NAME, arm, set_plan
+from engrain.plugins.vllm.settings import Settings
+
+_ATTRIBUTE = "_engrain"
+# Modules that hold the hash function under a name of their own.
+_HASHERS = ("vllm.v1.core.kv_cache_utils", "vllm.v1.core.block_pool", "vllm.v1.simple_kv_offload.manager")
+
+
+def install(settings: Settings) -> None:
+    """Wrap every function; once for a process, however often vLLM loads its plugins.
+
+    Raises:
+        InputError: this vLLM is not as the plugin knows it.
+    """
+    points.check_vllm()
+    if hasattr(points.CONFIGURE.holder(), _ATTRIBUTE):
+        return
+    points.CONFIGURE.holder()._engrain = settings
+    _wrap(points.CONFIGURE, functools.partial(_configure, settings))
+    _wrap(points.ADMIT, _admit)
+    _wrap(points.START, _start)
+    _wrap(points.LOAD, _load)
+    _wrap(points.PREPARE, _prepare)
+    _wrap(points.EXECUTE, _execute)
+    hashed = functools.wraps(points.HASH.holder().generate_block_hash_extra_keys)(
+        functools.partial(_hash, points.HASH.holder().generate_block_hash_extra_keys)
+    )
+    for module in _HASHERS:
+        setattr(import_module(module), points.HASH.attribute, hashed)
+    points.LOAD.holder().engrain_layers = _armed_layers
+
+
+def admission_of(input_processor: Any) -> Admission:
+    """Return the front end's part of a server, made when it is first asked for."""
+    found = getattr(input_processor, _ATTRIBUTE, None)
+    if found is None:
+        settings: Settings = points.CONFIGURE.holder()._engrain
+        config = input_processor.vllm_config
+        found = open_front_end(settings, config.model_config.model, config.model_config.hf_config).admission(
+            config.additional_config[KEY]["layers"]
+        )
+        input_processor._engrain = found
+    assert isinstance(found, Admission)
+    return found
+
+
+def _wrap(point: points.PatchPoint, around: Callable[..., Any]) -> None:
+    original = getattr(point.holder(), point.attribute)
+
+    @functools.wraps(original)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return around(functools.partial(original, self), self, *args, **kwargs)
+
+    setattr(point.holder(), point.attribute, wrapped)
+
+
+def _configure(settings: Settings, original: Callable[..., Any], engine: Any, *args: Any, **kwargs: Any) -> Any:
+    """Arm the layers in the configuration, which every process gets and which salts the cache of compiled graphs."""
+    model = engine.create_model_config()
+    front = open_front_end(settings, model.model, model.hf_config)
+    engine.additional_config = {**engine.additional_config, KEY: {"layers": front.armed, "operator": 1}}
+    config = original(*args, **kwargs)
+    points.check_config(config)
+    _keep_out_of_graphs(config.compilation_config)
+    return config
+
+
+def _keep_out_of_graphs(compilation: Any) -> None:
+    """Have CUDA graphs split at the operator, as they are at attention: what it does is decided when it runs."""
+    from vllm.config import CUDAGraphMode
+
+    if compilation.cudagraph_mode in (None, CUDAGraphMode.NONE):
+        return
+    if not compilation.splitting_ops:
+        raise InputError("engrain needs piecewise CUDA graphs; pass --enforce-eager, or leave splitting_ops alone.")
+    compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE
+    if NAME not in compilation.splitting_ops:
+        compilation.splitting_ops.append(NAME)
+
+
+def _admit(
+    original: Callable[..., Any], processor: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
+) -> Any:
+    from vllm.exceptions import VLLMValidationError
+    from vllm.sampling_params import SamplingParams
+
+    if not isinstance(params, SamplingParams):
+        return original(request_id, prompt, params, *args, **kwargs)
+    try:
+        combination = admission_of(processor).admit(params.extra_args)
+    except InputError as error:
+        raise VLLMValidationError(refusal(error), parameter=KEY) from error
+    request = original(request_id, prompt, params, *args, **kwargs)
+    count(combination)
+    # The parameters are the request's own copy here; the caller's are left as they are.
+    rest = {key: value for key, value in (params.extra_args or {}).items() if key not in (KEY, POSITIONS)}
+    if combination is not None:
+        rest[KEY] = combination.wire
+    request.sampling_params.extra_args = rest or None
+    return request
+
+
+def _hash(
+    original: Callable[..., Any], request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int
+) -> Any:
+    keys, next_mm = original(request, start_token_idx, end_token_idx, start_mm_idx)
+    wire = _wire(request.sampling_params)
+    if wire is None:
+        return keys, next_mm
+    own = block_keys(wire, start_token_idx, end_token_idx, request.num_prompt_tokens)
+    return (tuple(keys or ()) + tuple(own)) or None, next_mm
+
+
+def _start(original: Callable[..., Any], core: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+    """Start an engine, and see that every worker of it is armed; one on another machine may lack the plugin."""
+    original(vllm_config, *args, **kwargs)
+    wanted = vllm_config.additional_config[KEY]["layers"]
+    try:
+        found = core.model_executor.collective_rpc("engrain_layers")
+    except Exception as error:
+        raise InputError(f"A worker does not steer: engrain or its settings are missing there ({error}).") from error
+    staged = vllm_config.parallel_config.pipeline_parallel_size > 1
+    # Each rank has all layers, unless the layers are what is divided.
+    for armed in [sorted({layer for layers in found for layer in layers})] if staged else found:
+        if armed != wanted:
+            raise InputError(f"A worker armed the layers {armed}; {wanted} were to be.")
+
+
+def _load(original: Callable[..., Any], worker: Any, *args: Any, **kwargs: Any) -> None:
+    original(*args, **kwargs)
+    runner = worker.model_runner
+    layers = worker.vllm_config.additional_config[KEY]["layers"]
+    blocks = find_blocks(runner.get_model(), worker.vllm_config.model_config.hf_config)
+    armed = [layer for layer in layers if type(blocks[layer]).__name__ != "PPMissingLayer"]
+    for layer in armed:
+        arm(blocks[layer], layer)
+    runner._engrain = Bank(worker.vllm_config.scheduler_config.max_num_seqs, armed, runner.device)
+    runner._engrain_armed = armed
+
+
+def _armed_layers(worker: Any) -> list[int]:
+    """Return the decoder blocks that a worker has armed."""
+    armed: list[int] = worker.model_runner._engrain_armed
+    return armed
+
+
+def _prepare(original: Callable[..., Any], runner: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
+    found = original(scheduler_output, num_scheduled_tokens)
+    batch = runner.input_batch
+    set_plan(
+        runner._engrain.plan(
+            [
+                Scheduled(
+                    _wire(runner.requests[request_id].sampling_params),
+                    int(batch.num_computed_tokens_cpu[place]),
+                    int(num_scheduled_tokens[place]),
+                    runner.requests[request_id].num_prompt_tokens,
+                )
+                for place, request_id in enumerate(batch.req_ids)
+            ]
+        )
+    )
+    return found
+
+
+def _execute(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return original(*args, **kwargs)
+    finally:
+        # Warm-up and profiling passes go by without a plan.
+        set_plan(None)
+
+
+def _wire(params: Any) -> Any:
+    """Return what a request is steered by, from its sampling parameters; pooling requests have none."""
+    arguments = getattr(params, "extra_args", None)
+    return None if not arguments else arguments.get(KEY)
+
+
+def find_blocks(model: nn.Module, config: Any) -> Sequence[nn.Module]:
+    """Return the decoder blocks of a model as vLLM builds it: the outermost list of as many modules as it has layers.
+
+    Raises:
+        InputError: there is none.
+    """
+    wanted = config.get_text_config(decoder=True).num_hidden_layers
+    lists = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == wanted
+    ]
+    if not lists:
+        raise InputError(f"{type(model).__name__} of vLLM has no list of {wanted} decoder blocks to steer.")
+    return list(min(lists, key=lambda found: found[0].count("."))[1])

@@ -1,0 +1,74 @@
+"""The server's own state over HTTP: the default profile, what is on, and whether the workers steer."""
+
+import json
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from engrain.core.errors import InputError
+from engrain.plugins.vllm.admission import refusal
+from engrain.plugins.vllm.patches import admission_of
+
+_MOST_BYTES = 65_536
+
+
+class Endpoints:
+    """Routes below ``/v1/engrain``, so that vLLM's API key guards them."""
+
+    name = "engrain_routes"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Add the routes."""
+        app.add_api_route("/v1/engrain/profile", get_profile, methods=["GET"])
+        app.add_api_route("/v1/engrain/profile", put_profile, methods=["PUT"])
+        app.add_api_route("/v1/engrain/active", get_active, methods=["GET"])
+        app.add_api_route("/v1/engrain/health", get_health, methods=["GET"])
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+        """Resolve the default profile before the first request.
+
+        Raises:
+            InputError: the plugin was not configured, or the profile cannot be followed.
+        """
+        from engrain.plugins.vllm.settings import VARIABLE, Settings
+
+        if Settings.from_environment() is None:
+            raise InputError(f"The routes of engrain need its plugin: set {VARIABLE}, or start with `engrain serve`.")
+        state.engrain = admission_of(engine_client.input_processor)
+        state.engrain_client = engine_client
+
+
+async def get_profile(request: Request) -> JSONResponse:
+    """Return the default profile: its gain, and what each behavior is set to."""
+    return JSONResponse(request.app.state.engrain.describe())
+
+
+async def put_profile(request: Request) -> JSONResponse:
+    """Change the default for requests to come."""
+    body = await request.body()
+    if len(body) > _MOST_BYTES:
+        return _refusal(f"The body has {len(body)} bytes; at most {_MOST_BYTES} are read.")
+    try:
+        return JSONResponse(request.app.state.engrain.change(json.loads(body)))
+    except (ValueError, RecursionError) as error:
+        return _refusal(f"The body is not JSON: {error}")
+    except InputError as error:
+        return _refusal(refusal(error))
+
+
+async def get_active(request: Request) -> JSONResponse:
+    """Return what requests are steered by when they do not say."""
+    return JSONResponse(request.app.state.engrain.active())
+
+
+async def get_health(request: Request) -> JSONResponse:
+    """Ask every worker which layers it has armed."""
+    layers = await request.app.state.engrain_client.collective_rpc("engrain_layers")
+    return JSONResponse({"healthy": True, "workers": layers})
+
+
+def _refusal(message: str) -> JSONResponse:
+    """Return an error in the form that vLLM gives its own."""
+    return JSONResponse({"error": {"message": message, "type": "BadRequestError", "code": 400}}, status_code=400)
