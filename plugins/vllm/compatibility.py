@@ -76,7 +76,7 @@ def check_vllm() -> None:
     Raises:
         InputError: another version, or a place that is not as known.
     """
-    from vllm import __version__
+    from vllm.version import __version__
 
     if __version__.split(".")[:2] != SUPPORTED.split("."):
         raise InputError(f"This is vLLM {__version__}; {_MEND}")

@@ -11,11 +11,10 @@ def register() -> None:
     """
     from engrain.plugins.vllm.settings import Settings
 
-    settings = Settings.from_environment()
-    if settings is not None:
+    if Settings.from_environment() is not None:
         from engrain.plugins.vllm.patches import install
 
-        install(settings)
+        install()
 
 
 def endpoints() -> Any:

@@ -15,47 +15,55 @@ from engrain.plugins.vllm.combination import block_keys
 from engrain.plugins.vllm.frontend import open_front_end
 from engrain.plugins.vllm.metrics import count
 from engrain.plugins.vllm.operator import NAME, arm, set_plan
-from engrain.plugins.vllm.settings import Settings
+from engrain.plugins.vllm.settings import VARIABLE, Settings
 
 _ATTRIBUTE = "_engrain"
 # Modules that hold the hash function under a name of their own.
 _HASHERS = ("vllm.v1.core.kv_cache_utils", "vllm.v1.core.block_pool", "vllm.v1.simple_kv_offload.manager")
 
 
-def install(settings: Settings) -> None:
+def install() -> None:
     """Wrap every function; once for a process, however often vLLM loads its plugins.
+
+    An engine is steered when the settings stand in the environment while it is configured; what is wrapped leaves
+    every other engine of the process alone.
 
     Raises:
         InputError: this vLLM is not as the plugin knows it.
     """
     points.check_vllm()
-    if hasattr(points.CONFIGURE.holder(), _ATTRIBUTE):
+    if hasattr(points.LOAD.holder(), "engrain_layers"):
         return
-    points.CONFIGURE.holder()._engrain = settings
-    _wrap(points.CONFIGURE, functools.partial(_configure, settings))
+    _wrap(points.CONFIGURE, _configure)
     _wrap(points.ADMIT, _admit)
     _wrap(points.START, _start)
     _wrap(points.LOAD, _load)
     _wrap(points.PREPARE, _prepare)
     _wrap(points.EXECUTE, _execute)
-    hashed = functools.wraps(points.HASH.holder().generate_block_hash_extra_keys)(
-        functools.partial(_hash, points.HASH.holder().generate_block_hash_extra_keys)
-    )
+    original = points.HASH.holder().generate_block_hash_extra_keys
+    hashed = functools.wraps(original)(functools.partial(_hash, original))
     for module in _HASHERS:
         setattr(import_module(module), points.HASH.attribute, hashed)
     points.LOAD.holder().engrain_layers = _armed_layers
 
 
-def admission_of(input_processor: Any) -> Admission:
-    """Return the front end's part of a server, made when it is first asked for."""
+def layers_of(config: Any) -> list[int] | None:
+    """Return the decoder blocks that an engine arms, or None when it is not steered."""
+    found = config.additional_config.get(KEY) if isinstance(config.additional_config, dict) else None
+    return None if found is None else list(found["layers"])
+
+
+def admission_of(input_processor: Any) -> Admission | None:
+    """Return the front end's part of a steered engine, made when it is first asked for; None when it is not steered."""
+    layers = layers_of(input_processor.vllm_config)
+    if layers is None:
+        return None
     found = getattr(input_processor, _ATTRIBUTE, None)
     if found is None:
-        settings: Settings = points.CONFIGURE.holder()._engrain
-        config = input_processor.vllm_config
-        found = open_front_end(settings, config.model_config.model, config.model_config.hf_config).admission(
-            config.additional_config[KEY]["layers"]
-        )
-        input_processor._engrain = found
+        model = input_processor.vllm_config.model_config
+        settings = Settings.from_environment() or Settings()
+        found = open_front_end(settings, model.model, model.hf_config).admission(layers)
+        setattr(input_processor, _ATTRIBUTE, found)
     assert isinstance(found, Admission)
     return found
 
@@ -70,8 +78,11 @@ def _wrap(point: points.PatchPoint, around: Callable[..., Any]) -> None:
     setattr(point.holder(), point.attribute, wrapped)
 
 
-def _configure(settings: Settings, original: Callable[..., Any], engine: Any, *args: Any, **kwargs: Any) -> Any:
-    """Arm the layers in the configuration, which every process gets and which salts the cache of compiled graphs."""
+def _configure(original: Callable[..., Any], engine: Any, *args: Any, **kwargs: Any) -> Any:
+    """Name the layers in the configuration, which every process gets and which salts the cache of compiled graphs."""
+    settings = Settings.from_environment()
+    if settings is None:
+        return original(*args, **kwargs)
     model = engine.create_model_config()
     front = open_front_end(settings, model.model, model.hf_config)
     engine.additional_config = {**engine.additional_config, KEY: {"layers": front.armed, "operator": 1}}
@@ -103,7 +114,12 @@ def _admit(
     if not isinstance(params, SamplingParams):
         return original(request_id, prompt, params, *args, **kwargs)
     try:
-        combination = admission_of(processor).admit(params.extra_args)
+        admission = admission_of(processor)
+        if admission is None:
+            if KEY in (params.extra_args or {}):
+                raise InputError(f"This engine is not steered; set {VARIABLE} before it starts, or take '{KEY}' out.")
+            return original(request_id, prompt, params, *args, **kwargs)
+        combination = admission.admit(params.extra_args)
     except InputError as error:
         raise VLLMValidationError(refusal(error), parameter=KEY) from error
     request = original(request_id, prompt, params, *args, **kwargs)
@@ -130,7 +146,9 @@ def _hash(
 def _start(original: Callable[..., Any], core: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
     """Start an engine, and see that every worker of it is armed; one on another machine may lack the plugin."""
     original(vllm_config, *args, **kwargs)
-    wanted = vllm_config.additional_config[KEY]["layers"]
+    wanted = layers_of(vllm_config)
+    if wanted is None:
+        return
     try:
         found = core.model_executor.collective_rpc("engrain_layers")
     except Exception as error:
@@ -144,27 +162,29 @@ def _start(original: Callable[..., Any], core: Any, vllm_config: Any, *args: Any
 
 def _load(original: Callable[..., Any], worker: Any, *args: Any, **kwargs: Any) -> None:
     original(*args, **kwargs)
-    runner = worker.model_runner
-    layers = worker.vllm_config.additional_config[KEY]["layers"]
+    layers, runner = layers_of(worker.vllm_config), worker.model_runner
+    if layers is None:
+        return
     blocks = find_blocks(runner.get_model(), worker.vllm_config.model_config.hf_config)
     armed = [layer for layer in layers if type(blocks[layer]).__name__ != "PPMissingLayer"]
     for layer in armed:
         arm(blocks[layer], layer)
     runner._engrain = Bank(worker.vllm_config.scheduler_config.max_num_seqs, armed, runner.device)
-    runner._engrain_armed = armed
 
 
 def _armed_layers(worker: Any) -> list[int]:
     """Return the decoder blocks that a worker has armed."""
-    armed: list[int] = worker.model_runner._engrain_armed
-    return armed
+    return list(worker.model_runner._engrain.layers)
 
 
 def _prepare(original: Callable[..., Any], runner: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
     found = original(scheduler_output, num_scheduled_tokens)
+    bank: Bank | None = getattr(runner, _ATTRIBUTE, None)
+    if bank is None:
+        return found
     batch = runner.input_batch
     set_plan(
-        runner._engrain.plan(
+        bank.plan(
             [
                 Scheduled(
                     _wire(runner.requests[request_id].sampling_params),

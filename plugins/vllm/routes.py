@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from engrain.core.errors import InputError
 from engrain.plugins.vllm.admission import refusal
 from engrain.plugins.vllm.patches import admission_of
+from engrain.plugins.vllm.settings import VARIABLE
 
 _MOST_BYTES = 65_536
 
@@ -32,11 +33,10 @@ class Endpoints:
         Raises:
             InputError: the plugin was not configured, or the profile cannot be followed.
         """
-        from engrain.plugins.vllm.settings import VARIABLE, Settings
-
-        if Settings.from_environment() is None:
+        admission = admission_of(engine_client.input_processor)
+        if admission is None:
             raise InputError(f"The routes of engrain need its plugin: set {VARIABLE}, or start with `engrain serve`.")
-        state.engrain = admission_of(engine_client.input_processor)
+        state.engrain = admission
         state.engrain_client = engine_client
 
 
