@@ -24,6 +24,7 @@ NAMES = (
     "pairs",
     "registry",
     "run",
+    "serve",
     "verify",
 )
 

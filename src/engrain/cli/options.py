@@ -81,13 +81,27 @@ def parse_layers(text: str | None, count: int) -> list[int] | None:
 
     if text is None or text == "all":
         return None
+    layers = read_layers(text)
+    if layers[-1] >= count:
+        raise LayerError(f"--layers {text!r}: the model has the blocks 0-{count - 1}.")
+    return layers
+
+
+def read_layers(text: str) -> list[int]:
+    """Read block numbers: one, ``10-16``, or a comma-separated mixture, in ascending order.
+
+    Raises:
+        LayerError: not of that form.
+    """
+    from engrain.core.errors import LayerError
+
     layers: set[int] = set()
     for part in text.split(","):
         low, _, high = part.strip().partition("-")
-        if not low.isdigit() or (high and not high.isdigit()):
+        high = high or low
+        # No model has ten thousand blocks; a longer number would only fill the memory.
+        numbers = all(one.isascii() and one.isdigit() and len(one) <= 4 for one in (low, high))
+        if not numbers or int(low) > int(high):
             raise LayerError(f"--layers {text!r} is not 'all', a block number, a range like 10-16, or a list of these.")
-        first, last = int(low), int(high or low)
-        if first > last or last >= count:
-            raise LayerError(f"--layers {text!r}: the model has the blocks 0-{count - 1}.")
-        layers.update(range(first, last + 1))
+        layers.update(range(int(low), int(high) + 1))
     return sorted(layers)

@@ -1,0 +1,172 @@
+"""A real server over HTTP, as `engrain serve` starts it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import torch
+
+from engrain.core.composition import Active
+from engrain.core.model import SteerableModel
+from engrain.core.vector import Calibration, SteeringVector
+from engrain.loading import load
+from engrain.registry.store import Store
+from engrain.registry.vectors import publish_vector
+from vllm_engine import reference, save_tiny
+
+pytestmark = pytest.mark.vllm
+
+KEY = "secret"
+A = SteeringVector(
+    {layer: torch.randn(64, generator=torch.Generator().manual_seed(layer)) for layer in range(3)}, "a"
+).calibrated(Calibration(1, 3.0))
+PROFILE = "behaviors:\n  kind: {vector: vector/a}\n"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server and the same model in transformers."""
+
+    url: str
+    model: SteerableModel
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0)
+
+    def http(self, method: str, path: str, body: Any = None, key: str = KEY) -> tuple[int, str]:
+        """Return the status and the text of an answer."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as refused:
+            with refused:
+                return refused.code, refused.read().decode()
+
+    def get(self, path: str) -> Any:
+        """Return the JSON of an answer."""
+        status, text = self.http("GET", path)
+        assert status == 200
+        return json.loads(text)
+
+    def ask(self, **xargs: Any) -> tuple[list[str], list[float]]:
+        """Return the likeliest tokens after a prompt, with their log-probabilities."""
+        completion = self.client.completions.create(
+            model=self.client.models.list().data[0].id,
+            prompt=[60, 61, 62, 63],
+            max_tokens=4,
+            temperature=0,
+            logprobs=1,
+            extra_body={"vllm_xargs": xargs, "ignore_eos": True, "return_tokens_as_token_ids": True},
+        )
+        found = completion.choices[0].logprobs
+        assert found is not None
+        return list(found.tokens or []), [float(value or 0) for value in found.token_logprobs or []]
+
+    def check(self, actives: list[Active], **xargs: Any) -> None:
+        """Check that a reply is what transformers gives."""
+        tokens, values = self.ask(**xargs)
+        ids = [int(token.removeprefix("token_id:")) for token in tokens]
+        wanted = reference(self.model, [60, 61, 62, 63], ids, actives)
+        assert ids == wanted.argmax(dim=-1).tolist()
+        assert values == pytest.approx([wanted[step, token].item() for step, token in enumerate(ids)], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    root = tmp_path_factory.mktemp("server")
+    folder = save_tiny("llama", root / "model")
+    publish_vector(Store(root / "home"), "a", A)
+    (root / "profile.yaml").write_text(PROFILE, encoding="utf-8")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "engrain", "serve", "--profile", str(root / "profile.yaml"), "--layers", "all"]
+    command += ["-m", str(folder), "--host", "127.0.0.1", "--port", str(port), "--api-key", KEY, "--enforce-eager"]
+    command += ["--max-model-len", "256", "--max-num-seqs", "8", "--block-size", "32"]
+    command += ["--kv-cache-memory-bytes", str(1 << 27)]
+    environment = os.environ | {"ENGRAIN_HOME": str(root / "home"), "OMP_NUM_THREADS": "1"}
+    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+    with (root / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_for(f"http://127.0.0.1:{port}/health", process, root / "log")
+            yield Server(f"http://127.0.0.1:{port}", load(str(folder)))
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a server answers."""
+    for _ in range(300):
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(1)
+    raise AssertionError(log.read_text(errors="replace")[-4000:])
+
+
+def test_a_request_is_steered_as_it_says_and_by_default_as_the_profile_says(server: Server) -> None:
+    server.check([Active(A, (1,), 3.0)])
+    server.check([], engrain="none")
+    server.check([Active(A, (1,), -2.0)], engrain="kind=-2")
+    server.check([Active(A, (1,), 2.0, "generated")], engrain="vector/a=2", engrain_positions="generated")
+    inside = json.dumps({"x": {"vector": "a", "layer": 2, "strength": 1.0, "operation": "ablate"}})
+    server.check([Active(A, (2,), 1.0, operation="ablate")], engrain=inside)
+
+
+@pytest.mark.parametrize("spec", ["nobody", "a=nan", "a=1,,", "{", "[]", 5, 0.5, ["a"], "é" * 300, "/etc/passwd", "\0"])
+def test_a_bad_specification_is_a_bad_request_with_the_mend(server: Server, spec: Any) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        server.ask(engrain=spec)
+    assert "engrain" in str(refused.value)
+
+
+def test_the_default_is_changed_and_read_over_http(server: Server) -> None:
+    assert server.get("/v1/engrain/active")["vectors"]["kind"]["strength"] == 3.0
+    try:
+        changed = server.http("PUT", "/v1/engrain/profile", {"gain": 0.5, "behaviors": {"kind": {"strength": 2.0}}})
+        assert changed[0] == 200
+        server.check([Active(A, (1,), 1.0)])
+        assert server.http("PUT", "/v1/engrain/profile", {"behaviors": {"kind": {"enabled": False}}})[0] == 200
+        server.check([])
+        refused = server.http("PUT", "/v1/engrain/profile", {"behaviors": {"kidn": {}}})
+        assert (refused[0], "Did you mean 'kind'" in refused[1]) == (400, True)
+        assert server.get("/v1/engrain/profile")["gain"] == 0.5
+    finally:
+        server.http(
+            "PUT", "/v1/engrain/profile", {"gain": 1, "behaviors": {"kind": {"enabled": True, "strength": 3.0}}}
+        )
+
+
+@pytest.mark.parametrize("path", ["profile", "active", "health"])
+def test_the_routes_honor_the_api_key(server: Server, path: str) -> None:
+    assert server.http("GET", f"/v1/engrain/{path}", key="wrong")[0] == 401
+    assert server.http("GET", f"/v1/engrain/{path}")[0] == 200
+
+
+def test_health_and_metrics_say_what_happens(server: Server) -> None:
+    assert server.get("/v1/engrain/health") == {"healthy": True, "workers": [[0, 1, 2]]}
+    server.ask(engrain="none")
+    metrics = server.http("GET", "/metrics")[1]
+    assert 'engrain_requests_total{vectors="none"}' in metrics
+    assert 'engrain_requests_total{vectors="a"}' in metrics
+    assert "vllm:" in metrics
