@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,23 @@ class Applied:
             raise StrengthError(
                 f"The scale of '{self.task_vector.name}' is {self.scale!r}; it must be a finite number."
             )
+
+
+def edited(base: Tensor, added: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """Return a weight with changes added, summed before they meet it and not yet rounded to its dtype.
+
+    Args:
+        base: the weight, floating point.
+        added: scale and change, float32 of the same shape, in the order of the task vectors' names.
+
+    Returns:
+        A new tensor in float32, or in the weight's dtype where that is wider.
+    """
+    wide = torch.promote_types(base.dtype, torch.float32)
+    total = torch.zeros(base.shape, dtype=wide, device=base.device)
+    for scale, delta in added:
+        total += scale * delta.to(base.device, wide)
+    return total.add_(base)
 
 
 class WeightEdits:
@@ -155,12 +172,7 @@ class WeightEdits:
             parameter = self._parameter(name)
             if name not in self._base:
                 self._base[name] = parameter.detach().clone()
-            base = self._base[name]
-            wide = torch.promote_types(base.dtype, torch.float32)
-            total = torch.zeros(base.shape, dtype=wide, device=base.device)
-            for scale, delta in added:
-                total += scale * delta.to(base.device, wide)
-            parameter.copy_(total.add_(base))
+            parameter.copy_(edited(self._base[name], added))
 
     def _parameter(self, name: str) -> nn.Parameter:
         path, _, leaf = name.rpartition(".")

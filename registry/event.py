@@ -10,7 +10,7 @@ from engrain.registry.mark import Target, check_stone
 from engrain.registry.reference import Reference
 from engrain.registry.sealed import digest_of, unseal
 
-NOTES = frozenset({"adopt", "quarantine", "repair"})
+NOTES = frozenset({"adopt", "quarantine", "repair", "serve"})
 ENDS = frozenset({"commit", "abort"})
 REPAIR = "Everything else is safe. Set it right with: engrain registry verify --repair."
 
@@ -128,6 +128,12 @@ def _check_listed(said: dict[str, Any]) -> None:
     _require(isinstance(listed, list) and all(isinstance(one, str) for one in listed))
 
 
+def _check_serve(said: dict[str, Any]) -> None:
+    _check_alias(said["alias"])
+    _require(_is_number(said["to"]) and (said["from"] is None or _is_number(said["from"])))
+    _require(said["problem"] is None or isinstance(said["problem"], str))
+
+
 def _check_nothing(said: dict[str, Any]) -> None:
     pass
 
@@ -143,4 +149,5 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "adopt": _check_adopt,
     "quarantine": _check_listed,
     "repair": _check_listed,
+    "serve": _check_serve,
 }

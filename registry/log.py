@@ -37,6 +37,10 @@ class Entry:
             return f"{said['name']}@{said['v']}"
         if self.event.act == "gc":
             return f"{said['files']} files, {said['size']} bytes"
+        if self.event.act == "serve":
+            origin = "nothing" if said["from"] is None else f"@{said['from']}"
+            problem = "" if said["problem"] is None else f"; it went back: {said['problem']}"
+            return f"{said['alias']}  {origin} -> @{said['to']}{problem}"
         listed = [*said.get("names", ()), *said.get("aliases", ()), *said.get("files", ()), *said.get("faults", ())]
         return ", ".join(map(str, listed))
 
@@ -65,6 +69,11 @@ def _concerns(event: Event, reference: Reference) -> bool:
             return bool(said["alias"] == str(reference))
         in_name = said["alias"].partition(":")[0] == name
         return in_name and (reference.version is None or any(end.get("v") == reference.version for end in ends))
+    if event.act == "serve":
+        followed = Reference.parse(said["alias"])
+        in_alias = (followed.kind, followed.name) == (reference.kind, reference.name)
+        in_alias = in_alias and reference.alias in (None, followed.alias)
+        return in_alias and reference.version in (None, said["from"], said["to"])
     if reference.alias is not None:
         return str(reference) in said.get("aliases", {})
     if event.act in ("publish", "delete"):

@@ -61,7 +61,8 @@ HASH = PatchPoint(
     "generate_block_hash_extra_keys",
     ("request", "start_token_idx", "end_token_idx", "start_mm_idx"),
 )
-START = PatchPoint("vllm.v1.engine.core", "EngineCore.__init__", ("self", "vllm_config"))
+# Not its __init__: in a process of its own, that is what loads the plugins.
+START = PatchPoint("vllm.v1.engine.core", "EngineCore._initialize_kv_caches", ("self", "vllm_config"))
 LOAD = PatchPoint("vllm.v1.worker.gpu_worker", "Worker.load_model", ("self",))
 PREPARE = PatchPoint(
     "vllm.v1.worker.gpu_model_runner", "GPUModelRunner._prepare_inputs", ("scheduler_output", "num_scheduled_tokens")

@@ -6,8 +6,10 @@ from typing import Any
 
 from engrain.core.profile import Profile
 from engrain.plugins.vllm.admission import Admission
+from engrain.plugins.vllm.deployment import resolve_edits
 from engrain.plugins.vllm.served import ServedModel
 from engrain.plugins.vllm.settings import Settings
+from engrain.plugins.vllm.weights import Edit
 from engrain.registry.store import Store
 from engrain.registry.vectors import read_vector
 
@@ -37,6 +39,11 @@ class FrontEnd:
             if entry.vector is not None:
                 needed.update(self.model.activate(read_vector(store, entry.vector), entry).layers)
         return sorted(needed)
+
+    @property
+    def edits(self) -> list[Edit]:
+        """What the profile puts on the weights, each reference pinned to a version."""
+        return resolve_edits(Store(), self.model, self.profile.behaviors)
 
     def admission(self, layers: Sequence[int]) -> Admission:
         """Return what admits requests, on these armed layers."""

@@ -12,10 +12,11 @@ from engrain.plugins.vllm import compatibility as points
 from engrain.plugins.vllm.admission import KEY, POSITIONS, Admission, refusal
 from engrain.plugins.vllm.bank import Bank, Scheduled
 from engrain.plugins.vllm.combination import block_keys
-from engrain.plugins.vllm.frontend import open_front_end
+from engrain.plugins.vllm.frontend import FrontEnd, open_front_end
 from engrain.plugins.vllm.metrics import count
 from engrain.plugins.vllm.operator import NAME, arm, set_plan
 from engrain.plugins.vllm.settings import VARIABLE, Settings
+from engrain.plugins.vllm.weights import Edit, Weights
 
 _ATTRIBUTE = "_engrain"
 # Modules that hold the hash function under a name of their own.
@@ -44,7 +45,8 @@ def install() -> None:
     hashed = functools.wraps(original)(functools.partial(_hash, original))
     for module in _HASHERS:
         setattr(import_module(module), points.HASH.attribute, hashed)
-    points.LOAD.holder().engrain_layers = _armed_layers
+    worker = points.LOAD.holder()
+    worker.engrain_layers, worker.engrain_edits, worker.engrain_set_edits = _armed_layers, _edits, _set_edits
 
 
 def layers_of(config: Any) -> list[int] | None:
@@ -60,12 +62,16 @@ def admission_of(input_processor: Any) -> Admission | None:
         return None
     found = getattr(input_processor, _ATTRIBUTE, None)
     if found is None:
-        model = input_processor.vllm_config.model_config
-        settings = Settings.from_environment() or Settings()
-        found = open_front_end(settings, model.model, model.hf_config).admission(layers)
+        found = front_end_of(input_processor.vllm_config).admission(layers)
         setattr(input_processor, _ATTRIBUTE, found)
     assert isinstance(found, Admission)
     return found
+
+
+def front_end_of(config: Any) -> FrontEnd:
+    """Return an engine's settings against its model."""
+    model = config.model_config
+    return open_front_end(Settings.from_environment() or Settings(), model.model, model.hf_config)
 
 
 def _wrap(point: points.PatchPoint, around: Callable[..., Any]) -> None:
@@ -143,12 +149,12 @@ def _hash(
     return (tuple(keys or ()) + tuple(own)) or None, next_mm
 
 
-def _start(original: Callable[..., Any], core: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+def _start(original: Callable[..., Any], core: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
     """Start an engine, and see that every worker of it is armed; one on another machine may lack the plugin."""
-    original(vllm_config, *args, **kwargs)
+    found_caches = original(vllm_config, *args, **kwargs)
     wanted = layers_of(vllm_config)
     if wanted is None:
-        return
+        return found_caches
     try:
         found = core.model_executor.collective_rpc("engrain_layers")
     except Exception as error:
@@ -158,6 +164,10 @@ def _start(original: Callable[..., Any], core: Any, vllm_config: Any, *args: Any
     for armed in [sorted({layer for layers in found for layer in layers})] if staged else found:
         if armed != wanted:
             raise InputError(f"A worker armed the layers {armed}; {wanted} were to be.")
+    edits = front_end_of(vllm_config).edits
+    if edits:
+        core.model_executor.collective_rpc("engrain_set_edits", args=(edits,))
+    return found_caches
 
 
 def _load(original: Callable[..., Any], worker: Any, *args: Any, **kwargs: Any) -> None:
@@ -169,12 +179,25 @@ def _load(original: Callable[..., Any], worker: Any, *args: Any, **kwargs: Any) 
     armed = [layer for layer in layers if type(blocks[layer]).__name__ != "PPMissingLayer"]
     for layer in armed:
         arm(blocks[layer], layer)
+    worker._engrain = Weights(worker)
     runner._engrain = Bank(worker.vllm_config.scheduler_config.max_num_seqs, armed, runner.device)
 
 
 def _armed_layers(worker: Any) -> list[int]:
     """Return the decoder blocks that a worker has armed."""
     return list(worker.model_runner._engrain.layers)
+
+
+def _edits(worker: Any) -> list[Edit]:
+    """Return the task vectors on a worker's weights."""
+    weights: Weights = worker._engrain
+    return weights.edits
+
+
+def _set_edits(worker: Any, edits: list[Edit]) -> None:
+    """Put exactly these task vectors on a worker's weights."""
+    weights: Weights = worker._engrain
+    weights.put_on(edits)
 
 
 def _prepare(original: Callable[..., Any], runner: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:

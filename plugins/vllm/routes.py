@@ -1,5 +1,6 @@
 """The server's own state over HTTP: the default profile, what is on, and whether the workers steer."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -8,8 +9,10 @@ from fastapi.responses import JSONResponse
 
 from engrain.core.errors import InputError
 from engrain.plugins.vllm.admission import refusal
-from engrain.plugins.vllm.patches import admission_of
+from engrain.plugins.vllm.deployment import Deployment, Gate, GateMiddleware
+from engrain.plugins.vllm.patches import admission_of, front_end_of
 from engrain.plugins.vllm.settings import VARIABLE
+from engrain.registry.store import Store
 
 _MOST_BYTES = 65_536
 
@@ -20,8 +23,12 @@ class Endpoints:
     name = "engrain_routes"
     required_tasks = ("generate",)
 
+    def __init__(self) -> None:
+        self._gate = Gate()
+
     def attach_router(self, app: FastAPI) -> None:
-        """Add the routes."""
+        """Add the routes, and the gate before vLLM's own."""
+        app.add_middleware(GateMiddleware, gate=self._gate)
         app.add_api_route("/v1/engrain/profile", get_profile, methods=["GET"])
         app.add_api_route("/v1/engrain/profile", put_profile, methods=["PUT"])
         app.add_api_route("/v1/engrain/active", get_active, methods=["GET"])
@@ -36,8 +43,13 @@ class Endpoints:
         admission = admission_of(engine_client.input_processor)
         if admission is None:
             raise InputError(f"The routes of engrain need its plugin: set {VARIABLE}, or start with `engrain serve`.")
+        front = front_end_of(engine_client.vllm_config)
         state.engrain = admission
         state.engrain_client = engine_client
+        state.engrain_deployment = Deployment(engine_client, Store(), front.model, front.profile.behaviors, self._gate)
+        await state.engrain_deployment.start()
+        # Kept: a task that nothing refers to may be collected.
+        state.engrain_following = asyncio.create_task(state.engrain_deployment.follow())
 
 
 async def get_profile(request: Request) -> JSONResponse:
@@ -59,8 +71,9 @@ async def put_profile(request: Request) -> JSONResponse:
 
 
 async def get_active(request: Request) -> JSONResponse:
-    """Return what requests are steered by when they do not say."""
-    return JSONResponse(request.app.state.engrain.active())
+    """Return what requests are steered by when they do not say, and what is on the weights."""
+    state = request.app.state
+    return JSONResponse({**state.engrain.active(), "weights": state.engrain_deployment.describe()})
 
 
 async def get_health(request: Request) -> JSONResponse:

@@ -9,12 +9,16 @@ import pytest
 import torch
 
 from engrain.core.composition import Active
+from engrain.core.edit import Applied
+from engrain.core.errors import FingerprintError, InputError
 from engrain.core.model import SteerableModel
+from engrain.core.task_vector import TaskVector
 from engrain.core.vector import Calibration, SteeringVector
 from engrain.loading import load
 from engrain.plugins.vllm.patches import admission_of
 from engrain.plugins.vllm.settings import Settings
 from engrain.registry.store import Store
+from engrain.registry.task_vectors import publish_task_vector
 from engrain.registry.vectors import publish_vector
 from vllm_engine import FAMILIES, ask, difference, engine, logprobs, save_tiny
 
@@ -187,6 +191,85 @@ def test_a_compiled_graph_steers_as_an_eager_one(tmp_path: Path) -> None:
     for output, (_, actives) in zip(outputs, SPECS, strict=True):
         assert difference(model, output, OTHER, actives)[0] < 1e-4
     assert difference(model, idle[0], OTHER, [])[0] < 1e-4
+
+
+def made(model: SteerableModel, seed: int, *modules: str) -> TaskVector:
+    """A task vector on these modules of block 1."""
+    generator = torch.Generator().manual_seed(seed)
+    parameters = dict(model.hf.named_parameters())
+    names = [f"model.layers.1.{module}.weight" for module in modules]
+    changes = {name: torch.randn(parameters[name].shape, generator=generator) * 0.05 for name in names}
+    return TaskVector("made", changes, model.fingerprint)
+
+
+@pytest.mark.parametrize(
+    "modules", [("mlp.down_proj",), ("self_attn.q_proj",), ("self_attn.v_proj", "mlp.up_proj", "self_attn.o_proj")]
+)
+def test_a_task_vector_on_the_weights_equals_transformers_and_comes_off_to_the_bit(
+    pair: tuple[Any, SteerableModel], modules: tuple[str, ...], tmp_path: Path
+) -> None:
+    llm, model = pair
+    task_vector = made(model, 1, *modules)
+    task_vector.save(tmp_path / "made")
+    edit = {"name": "made", "where": str(tmp_path / "made"), "digest": None, "scale": 1.5}
+
+    def answers(*edits: dict[str, Any]) -> list[Any]:
+        llm.collective_rpc("engrain_set_edits", args=(list(edits),))
+        llm.reset_prefix_cache()
+        return ask(llm, [PROMPT, OTHER], [None, SPECS[1][0]])
+
+    before, edited, after = answers(), answers(edit), answers()
+    assert [logprobs(one) for one in before] == [logprobs(one) for one in after]
+    assert logprobs(before[0]) != logprobs(edited[0])
+    with model.edited({"made": Applied(task_vector, 1.5)}):
+        assert difference(model, edited[0], PROMPT, [])[0] < 1e-4
+        assert difference(model, edited[1], OTHER, SPECS[1][1])[0] < 1e-4
+
+
+def test_a_task_vector_that_does_not_fit_leaves_the_weights_alone(
+    pair: tuple[Any, SteerableModel], tmp_path: Path
+) -> None:
+    llm, model = pair
+    before = ask(llm, [OTHER], [None])
+    wrong = (
+        {"model.layers.1.mlp.down_proj.weight": torch.ones(3, 3)},
+        {"model.layers.9.mlp.down_proj.weight": torch.ones(3)},
+    )
+    for place, changes in enumerate(wrong):
+        TaskVector("wrong", changes, model.fingerprint).save(tmp_path / str(place))
+        edit = {"name": "wrong", "where": str(tmp_path / str(place)), "digest": None, "scale": 1.0}
+        with pytest.raises(InputError):
+            llm.collective_rpc("engrain_set_edits", args=([edit],))
+    llm.reset_prefix_cache()
+    assert logprobs(ask(llm, [OTHER], [None])[0]) == logprobs(before[0])
+
+
+@pytest.mark.usefixtures("registry")
+def test_the_task_vectors_of_a_profile_are_on_from_the_start(tmp_path: Path) -> None:
+    folder = save_tiny("llama", tmp_path / "model")
+    model = load(str(folder))
+    task_vector = made(model, 2, "mlp.down_proj", "mlp.gate_proj")
+    version = publish_task_vector(Store(), "made", task_vector)
+    profile = tmp_path / "profile.yaml"
+    text = f"behaviors:\n  x: {{vector: a}}\n  y: {{task_vector: '{version.reference}', scale: 0.5}}\n"
+    profile.write_text(text, encoding="utf-8")
+    with engine(folder, settings=Settings(str(profile))) as llm:
+        (output,) = ask(llm, [OTHER], [None])
+    with model.edited({"y": Applied(task_vector, 0.5)}):
+        assert difference(model, output, OTHER, [Active(A, (1,), 2.0)])[0] < 1e-4
+
+
+@pytest.mark.usefixtures("registry")
+def test_what_was_made_on_another_model_stops_the_start(tmp_path: Path) -> None:
+    folder, other = save_tiny("llama", tmp_path / "model"), save_tiny("qwen3", tmp_path / "other")
+    version = publish_task_vector(Store(), "foreign", made(load(str(other)), 2, "mlp.down_proj"))
+    foreign = SteeringVector(A.directions, "foreign", load(str(other)).fingerprint).calibrated(Calibration(1, 2.0))
+    publish_vector(Store(), "foreign", foreign)
+    for entry in (f"task_vector: '{version.reference}'", "vector: foreign"):
+        profile = tmp_path / "profile.yaml"
+        profile.write_text(f"behaviors:\n  x: {{{entry}}}\n", encoding="utf-8")
+        with pytest.raises(FingerprintError), engine(folder, settings=Settings(str(profile))):
+            pass
 
 
 @pytest.mark.usefixtures("registry")

@@ -8,7 +8,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,30 @@ import pytest
 import torch
 
 from engrain.core.composition import Active
+from engrain.core.edit import Applied
 from engrain.core.model import SteerableModel
+from engrain.core.task_vector import TaskVector
 from engrain.core.vector import Calibration, SteeringVector
 from engrain.loading import load
+from engrain.registry.alias import move_alias
+from engrain.registry.journal import read_chain
+from engrain.registry.log import read_log
+from engrain.registry.reference import Reference
+from engrain.registry.rollback import roll_back
 from engrain.registry.store import Store
+from engrain.registry.task_vectors import publish_task_vector, read_task_vector
 from engrain.registry.vectors import publish_vector
 from vllm_engine import reference, save_tiny
 
 pytestmark = pytest.mark.vllm
 
 KEY = "secret"
+ALIAS = Reference.parse("task-vector/made:live")
 A = SteeringVector(
     {layer: torch.randn(64, generator=torch.Generator().manual_seed(layer)) for layer in range(3)}, "a"
 ).calibrated(Calibration(1, 3.0))
-PROFILE = "behaviors:\n  kind: {vector: vector/a}\n"
+PROFILE = "behaviors:\n  kind: {vector: vector/a}\n  made: {task_vector: 'task-vector/made:live'}\n"
+PROMPT = [60, 61, 62, 63]
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,8 @@ class Server:
 
     url: str
     model: SteerableModel
+    store: Store
+    log: Path
 
     @property
     def client(self) -> openai.OpenAI:
@@ -67,7 +80,7 @@ class Server:
         """Return the likeliest tokens after a prompt, with their log-probabilities."""
         completion = self.client.completions.create(
             model=self.client.models.list().data[0].id,
-            prompt=[60, 61, 62, 63],
+            prompt=PROMPT,
             max_tokens=4,
             temperature=0,
             logprobs=1,
@@ -77,11 +90,21 @@ class Server:
         assert found is not None
         return list(found.tokens or []), [float(value or 0) for value in found.token_logprobs or []]
 
+    @property
+    def on(self) -> int:
+        """The version of the task vector on the weights."""
+        (edit,) = self.get("/v1/engrain/active")["weights"]["on"]
+        return int(edit["where"].partition("@")[2])
+
     def check(self, actives: list[Active], **xargs: Any) -> None:
-        """Check that a reply is what transformers gives."""
+        """Check that a reply is what transformers gives on the weights that are on."""
         tokens, values = self.ask(**xargs)
+        with self.model.edited({"made": Applied(read_task_vector(self.store, f"task-vector/made@{self.on}"))}):
+            self.compare(tokens, values, actives)
+
+    def compare(self, tokens: list[str], values: list[float], actives: list[Active]) -> None:
         ids = [int(token.removeprefix("token_id:")) for token in tokens]
-        wanted = reference(self.model, [60, 61, 62, 63], ids, actives)
+        wanted = reference(self.model, PROMPT, ids, actives)
         assert ids == wanted.argmax(dim=-1).tolist()
         assert values == pytest.approx([wanted[step, token].item() for step, token in enumerate(ids)], abs=1e-4)
 
@@ -90,7 +113,14 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("server")
     folder = save_tiny("llama", root / "model")
-    publish_vector(Store(root / "home"), "a", A)
+    store, model = Store(root / "home"), load(str(folder))
+    publish_vector(store, "a", A)
+    for size in (0.02, 0.05, 1e38):
+        change = torch.randn(64, 48, generator=torch.Generator().manual_seed(1)).clamp(-3, 3) * size
+        publish_task_vector(
+            store, "made", TaskVector("made", {"model.layers.1.mlp.down_proj.weight": change}, model.fingerprint)
+        )
+    move_alias(store, ALIAS, 1)
     (root / "profile.yaml").write_text(PROFILE, encoding="utf-8")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -105,7 +135,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
             wait_for(f"http://127.0.0.1:{port}/health", process, root / "log")
-            yield Server(f"http://127.0.0.1:{port}", load(str(folder)))
+            yield Server(f"http://127.0.0.1:{port}", model, store, root / "log")
         finally:
             process.terminate()
             process.wait(60)
@@ -170,3 +200,46 @@ def test_health_and_metrics_say_what_happens(server: Server) -> None:
     assert 'engrain_requests_total{vectors="none"}' in metrics
     assert 'engrain_requests_total{vectors="a"}' in metrics
     assert "vllm:" in metrics
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Wait for something that takes seconds."""
+    for _ in range(300):
+        if true():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it never came")
+
+
+def test_an_alias_is_followed_while_requests_run_and_none_of_them_fails(server: Server) -> None:
+    assert server.on == 1
+    server.check([], engrain="none")
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(server.ask, engrain="none") for _ in range(24)]
+        move_alias(server.store, ALIAS, 2)
+        wait_until(lambda: server.on == 2)
+        answers = {
+            (tuple(tokens), tuple(round(value, 3) for value in values))
+            for tokens, values in map(Future.result, running)
+        }
+    # Each was answered by one version or by the other, from the first token to the last.
+    assert len(answers) <= 2
+    server.check([], engrain="none")
+    server.check([Active(A, (1,), 3.0)])
+
+
+def test_a_version_that_gives_no_answer_is_taken_back_and_the_journal_says_so(server: Server) -> None:
+    move_alias(server.store, ALIAS, 2)
+    wait_until(lambda: server.on == 2)
+    before = server.ask(engrain="none")
+    move_alias(server.store, ALIAS, 3)
+    wait_until(lambda: server.get("/v1/engrain/active")["weights"]["problem"] is not None)
+    assert server.on == 2
+    assert server.ask(engrain="none") == before
+    newest = next(iter(read_log(read_chain(server.store.root / "journal"), ALIAS)))
+    assert (newest.event.act, newest.event.fields["from"], newest.event.fields["to"]) == ("serve", 2, 3)
+    assert "no finite answer" in newest.what
+    # One step back in the registry, and nothing is left to complain of.
+    roll_back(server.store, ALIAS)
+    wait_until(lambda: server.get("/v1/engrain/active")["weights"]["problem"] is None)
+    assert server.ask(engrain="none") == before
