@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from vllm_engine import reference, save_tiny
 pytestmark = pytest.mark.vllm
 
 KEY = "secret"
+CHANGED = "model.layers.1.mlp.down_proj.weight"
 ALIAS = Reference.parse("task-vector/made:live")
 A = SteeringVector(
     {layer: torch.randn(64, generator=torch.Generator().manual_seed(layer)) for layer in range(3)}, "a"
@@ -76,10 +78,10 @@ class Server:
         assert status == 200
         return json.loads(text)
 
-    def ask(self, **xargs: Any) -> tuple[list[str], list[float]]:
-        """Return the likeliest tokens after a prompt, with their log-probabilities."""
+    def ask(self, model: str | None = None, **xargs: Any) -> tuple[list[str], list[float]]:
+        """Return the likeliest tokens after a prompt and their log-probabilities; under an adapter when it is named."""
         completion = self.client.completions.create(
-            model=self.client.models.list().data[0].id,
+            model=model or self.client.models.list().data[0].id,
             prompt=PROMPT,
             max_tokens=4,
             temperature=0,
@@ -111,15 +113,19 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    root = tmp_path_factory.mktemp("server")
+    with serve(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@contextmanager
+def serve(root: Path, *options: str) -> Iterator[Server]:
+    """Run a server with a vector, three versions of a task vector, and a profile of both."""
     folder = save_tiny("llama", root / "model")
     store, model = Store(root / "home"), load(str(folder))
     publish_vector(store, "a", A)
     for size in (0.02, 0.05, 1e38):
         change = torch.randn(64, 48, generator=torch.Generator().manual_seed(1)).clamp(-3, 3) * size
-        publish_task_vector(
-            store, "made", TaskVector("made", {"model.layers.1.mlp.down_proj.weight": change}, model.fingerprint)
-        )
+        publish_task_vector(store, "made", TaskVector("made", {CHANGED: change}, model.fingerprint))
     move_alias(store, ALIAS, 1)
     (root / "profile.yaml").write_text(PROFILE, encoding="utf-8")
     with socket.socket() as probe:
@@ -128,7 +134,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     command = [sys.executable, "-m", "engrain", "serve", "--profile", str(root / "profile.yaml"), "--layers", "all"]
     command += ["-m", str(folder), "--host", "127.0.0.1", "--port", str(port), "--api-key", KEY, "--enforce-eager"]
     command += ["--max-model-len", "256", "--max-num-seqs", "8", "--block-size", "32"]
-    command += ["--kv-cache-memory-bytes", str(1 << 27)]
+    command += ["--kv-cache-memory-bytes", str(1 << 27), *options]
     environment = os.environ | {"ENGRAIN_HOME": str(root / "home"), "OMP_NUM_THREADS": "1"}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     with (root / "log").open("wb") as log:
@@ -243,3 +249,46 @@ def test_a_version_that_gives_no_answer_is_taken_back_and_the_journal_says_so(se
     roll_back(server.store, ALIAS)
     wait_until(lambda: server.get("/v1/engrain/active")["weights"]["problem"] is None)
     assert server.ask(engrain="none") == before
+
+
+def test_two_tensor_parallel_ranks_and_adapters_are_steered_as_one_and_the_base(tmp_path: Path) -> None:
+    folder = save_tiny("llama", tmp_path / "base")
+    model = load(str(folder))
+    one, other = (torch.randn(size, 1, generator=torch.Generator().manual_seed(size)) * 0.2 for size in (64, 48))
+    low = TaskVector("low", {CHANGED: one @ other.T}, model.fingerprint)
+    low.save(tmp_path / "low")
+    adapter = tmp_path / "adapter"
+    export = [
+        sys.executable,
+        "-m",
+        "engrain",
+        "export",
+        str(tmp_path / "low"),
+        "--format",
+        "peft",
+        "--out",
+        str(adapter),
+    ]
+    subprocess.run([*export, "-m", str(folder)], check=True)
+    options = [
+        "--tensor-parallel-size",
+        "2",
+        "--enable-lora",
+        "--max-lora-rank",
+        "8",
+        "--lora-modules",
+        f"low={adapter}",
+    ]
+    with serve(tmp_path / "server", *options) as server:
+        server.check([Active(A, (1,), 3.0)])
+        server.check(
+            [Active(A, (1,), 1.0, operation="ablate")],
+            engrain='{"x": {"vector": "a", "operation": "ablate", "strength": 1}}',
+        )
+        assert server.http("GET", "/v1/engrain/health")[1] == json.dumps(
+            {"healthy": True, "workers": [[0, 1, 2]] * 2}, separators=(",", ":")
+        )
+        tokens, values = server.ask(model="low", engrain="kind=2")
+        both = {"made": Applied(read_task_vector(server.store, "task-vector/made@1")), "low": Applied(low)}
+        with server.model.edited(both):
+            server.compare(tokens, values, [Active(A, (1,), 2.0)])
