@@ -8,9 +8,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from engrain.core.errors import InputError
-from engrain.plugins.vllm.admission import refusal
+from engrain.plugins.vllm.admission import Admission, refusal
 from engrain.plugins.vllm.deployment import Deployment, Gate, GateMiddleware
 from engrain.plugins.vllm.patches import admission_of, front_end_of
+from engrain.plugins.vllm.screen import ScreenMiddleware, bad_request
 from engrain.plugins.vllm.settings import VARIABLE
 from engrain.registry.store import Store
 
@@ -25,9 +26,11 @@ class Endpoints:
 
     def __init__(self) -> None:
         self._gate = Gate()
+        self._admission: Admission | None = None
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add the routes, and the gate before vLLM's own."""
+        """Add the routes, and before vLLM's own the gate and the screen."""
+        app.add_middleware(ScreenMiddleware, admission=lambda: self._admission)
         app.add_middleware(GateMiddleware, gate=self._gate)
         app.add_api_route("/v1/engrain/profile", get_profile, methods=["GET"])
         app.add_api_route("/v1/engrain/profile", put_profile, methods=["PUT"])
@@ -44,7 +47,7 @@ class Endpoints:
         if admission is None:
             raise InputError(f"The routes of engrain need its plugin: set {VARIABLE}, or start with `engrain serve`.")
         front = front_end_of(engine_client.vllm_config)
-        state.engrain = admission
+        self._admission = state.engrain = admission
         state.engrain_client = engine_client
         state.engrain_deployment = Deployment(engine_client, Store(), front.model, front.profile.behaviors, self._gate)
         await state.engrain_deployment.start()
@@ -61,13 +64,13 @@ async def put_profile(request: Request) -> JSONResponse:
     """Change the default for requests to come."""
     body = await request.body()
     if len(body) > _MOST_BYTES:
-        return _refusal(f"The body has {len(body)} bytes; at most {_MOST_BYTES} are read.")
+        return bad_request(f"The body has {len(body)} bytes; at most {_MOST_BYTES} are read.")
     try:
         return JSONResponse(request.app.state.engrain.change(json.loads(body)))
     except (ValueError, RecursionError) as error:
-        return _refusal(f"The body is not JSON: {error}")
+        return bad_request(f"The body is not JSON: {error}")
     except InputError as error:
-        return _refusal(refusal(error))
+        return bad_request(refusal(error))
 
 
 async def get_active(request: Request) -> JSONResponse:
@@ -80,8 +83,3 @@ async def get_health(request: Request) -> JSONResponse:
     """Ask every worker which layers it has armed."""
     layers = await request.app.state.engrain_client.collective_rpc("engrain_layers")
     return JSONResponse({"healthy": True, "workers": layers})
-
-
-def _refusal(message: str) -> JSONResponse:
-    """Return an error in the form that vLLM gives its own."""
-    return JSONResponse({"error": {"message": message, "type": "BadRequestError", "code": 400}}, status_code=400)

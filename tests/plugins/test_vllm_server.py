@@ -173,7 +173,7 @@ def test_a_request_is_steered_as_it_says_and_by_default_as_the_profile_says(serv
 def test_a_bad_specification_is_a_bad_request_with_the_mend(server: Server, spec: Any) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         server.ask(engrain=spec)
-    assert "engrain" in str(refused.value)
+    assert (refused.value.status_code, refused.value.param) == (400, "engrain")
 
 
 def test_the_default_is_changed_and_read_over_http(server: Server) -> None:
@@ -193,6 +193,14 @@ def test_the_default_is_changed_and_read_over_http(server: Server) -> None:
         )
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bad_specification_has_status_400_streamed_or_not(server: Server, *, stream: bool) -> None:
+    model = server.client.models.list().data[0].id
+    body = {"model": model, "messages": [{"role": "user", "content": "x"}], "stream": stream, "max_tokens": 2}
+    status, text = server.http("POST", "/v1/chat/completions", body | {"vllm_xargs": {"engrain": "nobody"}})
+    assert (status, "No vector 'nobody'" in text) == (400, True)
+
+
 @pytest.mark.parametrize("path", ["profile", "active", "health"])
 def test_the_routes_honor_the_api_key(server: Server, path: str) -> None:
     assert server.http("GET", f"/v1/engrain/{path}", key="wrong")[0] == 401
@@ -206,6 +214,31 @@ def test_health_and_metrics_say_what_happens(server: Server) -> None:
     assert 'engrain_requests_total{vectors="none"}' in metrics
     assert 'engrain_requests_total{vectors="a"}' in metrics
     assert "vllm:" in metrics
+
+
+def test_a_chat_talks_to_the_server_and_a_mistake_does_not_end_it(server: Server) -> None:
+    lines = [
+        "hello",
+        "/steer nobody",
+        "hello",
+        "/steer a 2",
+        "/active",
+        "hello",
+        "/compare",
+        "hello",
+        "/off",
+        "/default",
+    ]
+    command = [sys.executable, "-m", "engrain", "chat", "--server", server.url, "--max-new-tokens", "4"]
+    environment = os.environ | {"OPENAI_API_KEY": KEY}
+    done = subprocess.run(command, input="\n".join(lines), env=environment, capture_output=True, text=True, check=True)
+    assert "The server says: No vector 'nobody'" in done.stderr
+    assert "on: nobody,a=2" in done.stderr
+    assert done.stderr.rstrip().endswith("on: the profile of the server; compared with the base")
+    refused = subprocess.run(
+        command, input="", env=environment | {"OPENAI_API_KEY": "wrong"}, capture_output=True, text=True
+    )
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
 
 
 def wait_until(true: Callable[[], bool]) -> None:

@@ -28,6 +28,7 @@ _HELP = """\
 
 @click.command("chat")
 @steering_options
+@click.option("--server", metavar="URL", help="Talk to what `engrain serve` started; the profile is that server's.")
 @click.option("--compare", is_flag=True, help="Show the base model's replies beside the edited ones.")
 @sampling_options
 @model_option
@@ -38,6 +39,7 @@ def chat_command(
     overrides: tuple[str, ...],
     steer: str | None,
     task_vectors: str | None,
+    server: str | None,
     compare: bool,
     max_new_tokens: int,
     temperature: float,
@@ -50,9 +52,19 @@ def chat_command(
     Example: engrain chat --steer listening=1.2
     """
     from engrain.core.generate import Sampling
-    from engrain.steering import open_steering
 
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+    if server is not None:
+        from engrain.cli.remote_chat import RemoteChat, open_client
+        from engrain.core.errors import InputError
+
+        if profile is not None or task_vectors is not None:
+            raise InputError("--server has a profile and weights of its own; give only --steer besides.")
+        RemoteChat(open_client(server), steer, sampling, compare).run()
+        return
+
+    from engrain.steering import open_steering
+
     model, in_use = open_steering(plugins, model_name, profile, overrides, steer, task_vectors)
     say(f"{model.source}; /help lists what can be typed besides messages, /quit leaves.")
     Chat(model, in_use, sampling, compare).run()
