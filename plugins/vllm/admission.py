@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from engrain.core.composition import Active
@@ -162,7 +163,7 @@ class Admission:
 
     def _read(self, text: str) -> dict[str, Active]:
         if text.startswith("{"):
-            return self._read_profile(Profile.parse(_behaviors(text), source=KEY), KEY)
+            return self._read_profile(_parse(text), KEY)
         if text.startswith("profile/"):
             return self._read_profile(self._published(text), text)
         items = parse_steering(text)
@@ -263,12 +264,14 @@ def _placed(actives: Mapping[str, Active], positions: str | None) -> dict[str, A
     return {name: replace(active, positions=positions) for name, active in actives.items()}
 
 
-def _behaviors(text: str) -> str:
-    """Return the JSON of a request as that of a profile with these behaviors and nothing else."""
+@lru_cache(_REMEMBERED)
+def _parse(text: str) -> Profile:
+    """Return the JSON of a request as a profile of these behaviors; kept, since reading one takes milliseconds."""
     try:
-        return json.dumps({"behaviors": json.loads(text)})
+        behaviors = json.dumps({"behaviors": json.loads(text)})
     except (ValueError, RecursionError) as error:
         raise InputError(f"'{KEY}' starts as JSON but is not: {error}") from error
+    return Profile.parse(behaviors, source=KEY)
 
 
 def _as_json(spec: Any) -> str:

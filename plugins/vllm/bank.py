@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from engrain.core.composition import Composition, TokenLayout, compose, stack
 from engrain.plugins.vllm.combination import Combination
+
+# Digests in their order; and for each request the place of its own among them (-1 for none) and its tokens.
+_Shape = tuple[tuple[str, ...], tuple[tuple[int, int], ...]]
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,12 @@ class _Slot:
 
     layers: Mapping[int, Composition]
 
+    @property
+    def needs_layout(self) -> bool:
+        return any(composition.needs_layout for composition in self.layers.values())
 
-@dataclass
+
+@dataclass(frozen=True)
 class Plan:
     """What one forward pass steers.
 
@@ -44,13 +51,13 @@ class Plan:
         layers: decoder blocks at which something acts.
         tokens: places of the steered tokens in the flattened batch, [n], or None when they are its first ``count``.
         count: n.
-        layout: where these tokens stand in their own sequences, [n, 1].
+        layout: where these tokens stand in their own sequences, [n, 1], or None when it does not matter.
     """
 
     layers: frozenset[int]
     tokens: Tensor | None
     count: int
-    layout: TokenLayout
+    layout: TokenLayout | None
     _slots: Sequence[_Slot] = field(repr=False)
     _rows: Tensor = field(repr=False)
     _selected: dict[int, Composition | None] = field(repr=False)
@@ -109,7 +116,7 @@ class Bank:
         self.layers = tuple(layers)
         self._device = device
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
-        self._last: tuple[tuple[str, ...], tuple[tuple[int, int], ...], dict[int, Composition | None]] | None = None
+        self._last: tuple[_Shape, Plan] | None = None
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -117,39 +124,45 @@ class Bank:
     def plan(self, batch: Sequence[Scheduled]) -> Plan | None:
         """Return what a forward pass over these requests steers, in their order; None when it is nothing."""
         digests: dict[str, int] = {}
-        tokens: list[Tensor] = []
-        index: list[Tensor] = []
-        generated: list[Tensor] = []
-        rows: list[tuple[int, int]] = []
-        start = 0
         for one in batch:
             if one.wire is not None:
-                row = digests.setdefault(one.wire["digest"], len(digests))
+                digests.setdefault(one.wire["digest"], len(digests))
                 self._use(one.wire)
-                rows.append((row, one.tokens))
-                tokens.append(torch.arange(start, start + one.tokens))
-                index.append(torch.arange(one.computed, one.computed + one.tokens))
-                generated.append(index[-1] >= one.prompt)
-            start += one.tokens
-        if not rows:
+        if not digests:
             return None
         self._retire(digests)
+        # Which combination stands where, and for how many tokens: while requests only grow, it stays the same.
+        shape = (
+            tuple(digests),
+            tuple((-1 if one.wire is None else digests[one.wire["digest"]], one.tokens) for one in batch),
+        )
         slots = [self._slots[digest] for digest in digests]
-        key = (tuple(digests), tuple(rows))
-        if self._last is None or self._last[:2] != key:
-            self._last = (*key, {})
-        place = torch.cat(tokens)
-        row_of, count = torch.tensor(rows).unbind(1)
+        placed = any(slot.needs_layout for slot in slots)
+        if self._last is None or self._last[0] != shape:
+            self._last = (shape, self._place(shape, slots))
+        plan = self._last[1]
+        return replace(plan, layout=self._layout(batch)) if placed else plan
+
+    def _place(self, shape: _Shape, slots: Sequence[_Slot]) -> Plan:
+        row_of, count = torch.tensor(shape[1]).unbind(1)
+        rows = row_of.repeat_interleave(count)
+        tokens = (rows >= 0).nonzero().squeeze(1)
         return Plan(
             frozenset(layer for slot in slots for layer in slot.layers),
-            None if len(place) == start else place.to(self._device),
-            len(place),
-            TokenLayout(
-                torch.cat(index).unsqueeze(1).to(self._device), torch.cat(generated).unsqueeze(1).to(self._device)
-            ),
+            None if len(tokens) == len(rows) else tokens.to(self._device),
+            len(tokens),
+            None,
             slots,
-            row_of.repeat_interleave(count).to(self._device),
-            self._last[2],
+            rows[tokens].to(self._device),
+            {},
+        )
+
+    def _layout(self, batch: Sequence[Scheduled]) -> TokenLayout:
+        steered = [one for one in batch if one.wire is not None]
+        index = [torch.arange(one.computed, one.computed + one.tokens) for one in steered]
+        generated = [places >= one.prompt for places, one in zip(index, steered, strict=True)]
+        return TokenLayout(
+            torch.cat(index).unsqueeze(1).to(self._device), torch.cat(generated).unsqueeze(1).to(self._device)
         )
 
     def _use(self, wire: Mapping[str, Any]) -> None:

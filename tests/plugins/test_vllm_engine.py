@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.vllm_engine import ask, difference, engine, logprobs, reference
 
 from engrain.core.composition import Active
 from engrain.core.edit import Applied
@@ -20,7 +21,7 @@ from engrain.plugins.vllm.settings import Settings
 from engrain.registry.store import Store
 from engrain.registry.task_vectors import publish_task_vector
 from engrain.registry.vectors import publish_vector
-from vllm_engine import FAMILIES, ask, difference, engine, logprobs, save_tiny
+from tiny_served import FAMILIES, save_tiny
 
 pytestmark = pytest.mark.vllm
 
@@ -126,8 +127,6 @@ def test_samples_of_one_request_are_all_steered(pair: tuple[Any, SteerableModel]
     params = SamplingParams(temperature=1, n=3, seed=5, max_tokens=6, logprobs=5, extra_args={"engrain": "a=3"})
     (output,) = llm.generate([{"prompt_token_ids": OTHER}], [params], use_tqdm=False)
     for sample in output.outputs:
-        from vllm_engine import reference
-
         wanted = reference(model, OTHER, sample.token_ids, [Active(A, (1,), 3.0)])
         for step, known in enumerate(sample.logprobs):
             for token, one in known.items():

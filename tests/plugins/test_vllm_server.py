@@ -18,6 +18,7 @@ from typing import Any
 import openai
 import pytest
 import torch
+from benchmarks.vllm_engine import reference
 
 from engrain.core.composition import Active
 from engrain.core.edit import Applied
@@ -33,7 +34,7 @@ from engrain.registry.rollback import roll_back
 from engrain.registry.store import Store
 from engrain.registry.task_vectors import publish_task_vector, read_task_vector
 from engrain.registry.vectors import publish_vector
-from vllm_engine import reference, save_tiny
+from tiny_served import save_tiny
 
 pytestmark = pytest.mark.vllm
 

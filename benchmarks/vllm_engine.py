@@ -1,4 +1,4 @@
-"""vLLM engines in this process, on models that transformers runs beside them."""
+"""vLLM engines in this process, and what transformers says of the same requests; for benchmarks and tests."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,22 +12,12 @@ from torch import Tensor
 from engrain.core.composition import Active
 from engrain.core.model import SteerableModel
 from engrain.plugins.vllm.settings import VARIABLE, Settings
-from tiny import byte_tokenizer, random_model
-
-# What vLLM's attention on the CPU can do: heads of 32.
-SIZES: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": SIZES,
-    "qwen3": SIZES | {"head_dim": 32},
-    "gemma2": SIZES | {"head_dim": 32, "query_pre_attn_scalar": 32},
-}
 
 
-def save_tiny(family: str, folder: Path) -> Path:
-    """Save a tiny model that both sides can run."""
-    random_model(family, **FAMILIES[family]).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+def one_process() -> None:
+    """Have vLLM run in this process and on one thread; two processes of two threads spin each other to a standstill."""
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
 
 
 @contextmanager
