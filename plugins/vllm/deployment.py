@@ -22,7 +22,8 @@ from engrain.registry.task_vectors import read_task_vector
 
 _LOG = logging.getLogger("engrain")
 _HEALTH_PROMPT = "Say in one sentence what you can do."
-_HEALTH_TOKENS = 8
+# Requests wait for them.
+_HEALTH_TOKENS = 4
 
 
 def resolve_edits(store: Store, model: ServedModel, entries: Mapping[str, Entry]) -> list[Edit]:
