@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+import engrain
 from engrain.cli.main import cli
 from engrain.core.apollo import Apollo
 from engrain.core.contrast import parse_pair
@@ -111,13 +112,32 @@ def test_the_settings_on_its_page_are_the_optimizers() -> None:
 
 def test_the_profiles_that_are_shown_are_profiles() -> None:
     shown = [
-        *blocks(ROOT / "docs" / "formats.md", "yaml"),
+        *(text for page in ROOT.glob("docs/*.md") for text in blocks(page, "yaml")),
         *(p.read_text() for p in ROOT.glob("examples/profiles/*.yaml")),
     ]
-    assert len(shown) >= 2
+    assert len(shown) >= 4
     for text in shown:
         assert text.startswith("# engrain ")
         assert Profile.parse(text).behaviors
+
+
+def test_the_reference_has_every_public_name() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    named = re.findall(r"^::: engrain\.(\w+)$", text, re.MULTILINE)
+    assert sorted(named) == [name for name in engrain.__all__ if name != "__version__"]
+
+
+def test_the_counts_of_the_data_in_each_readme_are_the_datas() -> None:
+    for page in ROOT.glob("behaviors/*/README.md"):
+        behavior = build_manager().behavior(page.parent.name)
+        pairs = behavior.pairs()
+        counted = (
+            f"{len(pairs)} pairs over {len({pair.scenario for pair in pairs})} scenarios in "
+            f"{len({pair.domain for pair in pairs})} domains, written one by one; "
+            f"{sum(pair.boundary for pair in pairs)} boundary pairs; "
+            f"{sum(len(pair.messages) > 1 for pair in pairs)} with earlier turns; {len(behavior.scenarios())} scenarios"
+        )
+        assert counted in " ".join(page.read_text(encoding="utf-8").split()), counted
 
 
 def test_the_shipped_data_are_written_one_object_a_line() -> None:
