@@ -1,9 +1,9 @@
-# make demo, make test, make check, make test-browser, make docs, make bench. The first run makes .venv; later runs use it again.
+# make demo, make test, make check, make test-browser, make docs, make walk, make bench. The first run makes .venv; later runs use it again.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= We sort the bookshelf by color. Start with red.
-.PHONY: demo test test-browser check docs install bench clean
+.PHONY: demo test test-browser check docs walk install bench clean
 
 # The demonstration has a registry of its own, so that it goes away with the environment.
 demo: export ENGRAIN_HOME := $(CURDIR)/$(VENV)/registry
@@ -31,6 +31,10 @@ check: test
 # The pages, into build/docs; what they warn of is an error. The variable hides an advertisement.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# Every command of the tour, on the demo model: about half an hour. WALK=--write puts what they say into the page.
+walk: $(VENV)/.demo
+	$(BIN)/python examples/walk.py docs/tour.md $(WALK)
 
 install: $(VENV)/.demo
 

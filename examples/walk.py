@@ -5,7 +5,7 @@
 
 A command is a line that starts with ``$``. It is to end with exit code 0, or with N where the line ends in
 ``# exit N``. A YAML block whose first line names a profile, as in ``# engrain chat --profile talk.yaml``, is written to
-that file. The registry is made anew for each walk; the converted demo model in the cache is used again.
+that file. Registry and cache are made anew for each walk, so that nothing is known from before.
 """
 
 import argparse
@@ -31,7 +31,12 @@ class Walk:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self._environment = os.environ | {"PATH": beside, "ENGRAIN_HOME": str(folder / "registry"), "COLUMNS": "80"}
+        self._environment = os.environ | {
+            "PATH": beside,
+            "COLUMNS": "80",
+            "ENGRAIN_HOME": str(folder / "registry"),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+        }
 
     def run(self, page: str) -> str:
         """Return the page with what its commands said this time."""
