@@ -36,6 +36,7 @@ class Walk:
             "COLUMNS": "80",
             "ENGRAIN_HOME": str(folder / "registry"),
             "XDG_CACHE_HOME": str(folder / "cache"),
+            "TQDM_DISABLE": "1",
         }
 
     def run(self, page: str) -> str:
