@@ -1,9 +1,9 @@
-# make demo, make test, make check, make test-browser, make test-vllm, make bench. The first run makes .venv; later runs use it again.
+# make demo, test, check, test-browser, test-vllm, docs, walk, bench. The first run makes .venv; later runs use it again.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= We sort the bookshelf by color. Start with red.
-.PHONY: demo test test-browser test-vllm check install bench clean
+.PHONY: demo test test-browser test-vllm check install bench clean docs walk
 
 # The demonstration has a registry of its own, so that it goes away with the environment.
 demo: export ENGRAIN_HOME := $(CURDIR)/$(VENV)/registry
@@ -43,6 +43,14 @@ check: test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The pages, into build/docs; what they warn of is an error. The variable hides an advertisement.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# Every command of the tour, on the demo model: about half an hour. WALK=--write puts what they say into the page.
+walk: $(VENV)/.demo
+	$(BIN)/python examples/walk.py docs/tour.md $(WALK)
+
 install: $(VENV)/.demo
 
 # The stamps are as old as what they were made from; a changed pin installs again.
@@ -57,6 +65,10 @@ $(VENV)/.dev: $(VENV)/.engrain
 
 $(VENV)/.browser: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.engrain
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.engrain requirements-demo.txt

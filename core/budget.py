@@ -37,7 +37,7 @@ class Budget:
             ("neutral KL at the 95th percentile", found.kl_p95, self.kl_p95),
             ("perplexity ratio on neutral text", found.perplexity_ratio, self.perplexity),
         )
-        return [f"{what} {value:.3f} is above {bound:g}" for what, value, bound in bounds if not value <= bound]
+        return [f"{what} {value:.3g} is above {bound:g}" for what, value, bound in bounds if not value <= bound]
 
     def looser(self) -> list[str]:
         """Return in what it allows more than the default, one phrase each."""

@@ -86,6 +86,11 @@ def calibrate(
     budget = budget or Budget()
     ordinary = pairs.ordinary.pairs
     scenarios = [pair.scenario for pair in ordinary]
+    if len(set(scenarios)) < 2:
+        raise InputError(
+            f"Vector '{vector.name}' has pairs of {len(set(scenarios))} scenarios to calibrate on; an interval needs "
+            f"two at least, so add pairs."
+        )
     base = margins(model, ordinary)
     scorer = NeutralScorer(model, neutral, remember=True)
     doses: list[Dose] = []

@@ -98,7 +98,7 @@ class Profile:
             merged = OmegaConf.merge(OmegaConf.structured(cls), loaded, changes)
             profile: Any = OmegaConf.to_object(merged)
         except OmegaConfBaseException as error:
-            raise ProfileError(f"{source}: {' '.join(str(error).split())}") from error
+            raise ProfileError(f"{source}: {_said(error)}") from error
         except (AssertionError, AttributeError, RecursionError, TypeError, ValueError) as error:
             # OmegaConf asserts that text holds a mapping or a list.
             reason = " ".join(str(error).split())[:300] or "a profile is a mapping with the keys model and behaviors"
@@ -116,6 +116,12 @@ class Profile:
     def enabled(self) -> dict[str, Entry]:
         """The entries that are on."""
         return {name: entry for name, entry in self.behaviors.items() if entry.enabled}
+
+
+def _said(error: OmegaConfBaseException) -> str:
+    """Return what is wrong and at which key; the other lines of OmegaConf's message tell of its own types."""
+    reason = " ".join(str(error).split("\n", 1)[0].split())
+    return f"{reason.rstrip('.')} (at {error.full_key})." if error.full_key else reason
 
 
 def _check(name: str, entry: Entry, source: str) -> None:

@@ -74,6 +74,13 @@ class Plugins:
         """
         return self._collect("register_behaviors", lambda behavior: (behavior.name, behavior))
 
+    @property
+    def why_missing(self) -> str:
+        """Why a behavior may not be found: plugins that are broken, or else one that is not installed yet."""
+        return (
+            " ".join(map(str, self.broken)) or "One of your own is found once it is installed: pip install -e FOLDER."
+        )
+
     def behavior(self, name: str) -> Behavior:
         """Return one behavior.
 
@@ -82,7 +89,7 @@ class Plugins:
         """
         known = self.behaviors()
         if name not in known:
-            raise UnknownNameError("behavior", name, known, " ".join(map(str, self.broken)))
+            raise UnknownNameError("behavior", name, known, self.why_missing)
         return known[name][0]
 
     def estimator(self, name: str) -> spec.MakeEstimator:

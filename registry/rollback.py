@@ -78,7 +78,7 @@ def _present(store: Store, alias: Reference) -> Ref:
     ref = store.ref(alias)
     if ref is None:
         known = [str(one) for one in aliases(store.root, alias.kind, alias.name)]
-        raise UnknownNameError("alias", str(alias), known)
+        raise UnknownNameError("alias", str(alias), known, _mend(alias))
     return ref
 
 

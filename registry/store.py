@@ -58,7 +58,7 @@ from engrain.registry.mark import Ref, aliases, read_ref, read_tombstone, tombst
 from engrain.registry.package import Package, pack
 from engrain.registry.provenance import Provenance
 from engrain.registry.recovery import settle, write_registry_file
-from engrain.registry.reference import KINDS, NAME, Reference, check_kind
+from engrain.registry.reference import KINDS, MADE_BY, NAME, Reference, check_kind
 from engrain.registry.version import Version
 
 __all__ = ["Parent", "Store", "Version", "default_root"]
@@ -165,7 +165,8 @@ class Store:
         history = self.history(kind, name)
         lines = history.raw_lines()
         if not lines:
-            raise UnknownNameError(kind, name, self.names(kind))
+            mend = f"Make one: engrain {MADE_BY[kind]} {name}." if kind in MADE_BY else ""
+            raise UnknownNameError(kind, name, self.names(kind), mend)
         number = reference.version
         if reference.alias is not None:
             ref = read_ref(self.root, reference)

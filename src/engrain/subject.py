@@ -122,5 +122,5 @@ def find_subject(plugins: Plugins, store: Store, name: str) -> Subject:
     if name in behaviors:
         return Subject.of_behavior(behaviors[name][0])
     if name not in vectors:
-        raise UnknownNameError("behavior or vector", name, [*behaviors, *vectors], " ".join(map(str, plugins.broken)))
+        raise UnknownNameError("behavior or vector", name, [*behaviors, *vectors], plugins.why_missing)
     return Subject.of_record(store, name)
