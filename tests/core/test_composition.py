@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engrain.core.composition import Active, TokenLayout, compose
+from engrain.core.composition import Active, TokenLayout, compose, stack
 from engrain.core.vector import SteeringVector
 
 
@@ -129,3 +129,23 @@ def test_the_dtype_of_the_hidden_state_is_kept(dtype: torch.dtype) -> None:
     hidden = randn(1, 2, 8).to(dtype)
     found = apply(hidden, make(randn(8), 1.0), make(randn(8, seed=1), 1.0, "clamp", preserve_norm=True))
     assert found.dtype == dtype
+
+
+def test_rows_stacked_are_rows_composed_together_and_may_be_selected_in_any_order() -> None:
+    rows = [
+        [make(randn(8, seed=1), 2.0), make(randn(8, seed=2), 1.0, "ablate", positions="generated")],
+        [],
+        [make(randn(8, seed=3), 0.5, "clamp"), make(randn(8, seed=4), 1.0, "clamp")],
+        [make(randn(8, seed=5), 1.0, positions="prompt", preserve_norm=True)],
+    ]
+    hidden = randn(len(rows), 3, 8)
+    index = torch.arange(3).expand(len(rows), 3)
+    layout = TokenLayout(index, index >= 2)
+    together = stack([compose([row], 0) for row in rows])
+    assert together is not None
+    for place, row in enumerate(rows):
+        alone = apply(hidden[place : place + 1], *row, layout=TokenLayout(index[:1], index[:1] >= 2))
+        assert torch.allclose(together.apply(hidden, layout)[place], alone[0], atol=1e-6)
+    order = torch.tensor([3, 3, 0, 1, 2])
+    chosen = together.select(order).apply(hidden[order], TokenLayout(index[order], index[order] >= 2))
+    assert torch.equal(chosen, together.apply(hidden, layout)[order])
