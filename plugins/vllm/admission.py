@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from engrain.core.composition import Active
-from engrain.core.errors import InputError, LayerError, ProfileError, StrengthError, UnknownNameError
+from engrain.core.errors import EngrainError, InputError, LayerError, ProfileError, StrengthError, UnknownNameError
 from engrain.core.positions import check_positions
 from engrain.core.profile import Entry, Profile
 from engrain.core.vector import SteeringVector
@@ -236,7 +236,7 @@ class Admission:
         return combination
 
 
-def refusal(error: InputError) -> str:
+def refusal(error: EngrainError) -> str:
     """Return what to tell whoever sent it: one line, however long and unprintable what they sent is."""
     text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(error))
     return (

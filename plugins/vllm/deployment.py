@@ -156,14 +156,16 @@ class Deployment:
         """Look at the aliases every ``interval`` seconds, for ever."""
         while True:
             await asyncio.sleep(interval)
+            said = self.problem
             try:
                 await self.update()
             except EngrainError as error:
-                self.problem = str(error)
-                _LOG.warning("%s", error)
+                self.problem = self.problem or str(error)
             except Exception:
                 self.problem = "the switch failed; see the server's log"
                 _LOG.exception("the weights could not be switched")
+            if self.problem not in (None, said):
+                _LOG.warning("the weights stay as they are: %s", self.problem)
 
     async def update(self) -> bool:
         """Switch to what the profile's references mean now; return whether anything was switched.

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from engrain.core.errors import InputError
+from engrain.core.errors import EngrainError, InputError
 from engrain.plugins.vllm import compatibility as points
 from engrain.plugins.vllm.admission import KEY, POSITIONS, Admission, refusal
 from engrain.plugins.vllm.bank import Bank, Scheduled
@@ -126,7 +126,7 @@ def _admit(
                 raise InputError(f"This engine is not steered; set {VARIABLE} before it starts, or take '{KEY}' out.")
             return original(request_id, prompt, params, *args, **kwargs)
         combination = admission.admit(params.extra_args)
-    except InputError as error:
+    except EngrainError as error:
         raise VLLMValidationError(refusal(error), parameter=KEY) from error
     request = original(request_id, prompt, params, *args, **kwargs)
     count(combination)

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from engrain.core.errors import InputError
+from engrain.core.errors import EngrainError, InputError
 from engrain.plugins.vllm.admission import Admission, refusal
 from engrain.plugins.vllm.deployment import Deployment, Gate, GateMiddleware
 from engrain.plugins.vllm.patches import admission_of, front_end_of
@@ -69,7 +69,7 @@ async def put_profile(request: Request) -> JSONResponse:
         return JSONResponse(request.app.state.engrain.change(json.loads(body)))
     except (ValueError, RecursionError) as error:
         return bad_request(f"The body is not JSON: {error}")
-    except InputError as error:
+    except EngrainError as error:
         return bad_request(refusal(error))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from engrain.core.errors import InputError
+from engrain.core.errors import EngrainError
 from engrain.plugins.vllm.admission import KEY, Admission, refusal
 
 _ARGUMENTS = "vllm_xargs"
@@ -41,7 +41,7 @@ class ScreenMiddleware:
         body = b"".join(message.get("body", b"") for message in messages)
         try:
             admission.admit(_arguments(body))
-        except InputError as error:
+        except EngrainError as error:
             await bad_request(refusal(error))(scope, receive, send)
             return
 

@@ -28,9 +28,6 @@ class Weights:
 
     Args:
         worker: of vLLM.
-
-    Raises:
-        InputError: the model does not lie in a folder of safetensors.
     """
 
     def __init__(self, worker: Any) -> None:
@@ -49,6 +46,7 @@ class Weights:
         Raises:
             IntegrityError, VectorError: a task vector that is not what it was said to be.
             UnknownNameError: it changes what the checkpoint has no tensor for.
+            InputError: the model does not lie in a folder of safetensors.
         """
         if not edits and not self._changed:
             return
@@ -59,6 +57,8 @@ class Weights:
                 self._check(name, delta, files)
                 deltas[name].append((float(edit["scale"]), delta))
         names = self._with_fused(self._changed | deltas.keys(), files)
+        # Should loading end half-way, what it has changed is known, and the next call sets it right.
+        self._changed |= deltas.keys()
         self._worker.reload_weights(weights_iterator=self._load(names, files, deltas))
         self._edits, self._changed = list(edits), set(deltas)
 
