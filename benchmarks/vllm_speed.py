@@ -19,6 +19,7 @@ from benchmarks.measure import alternate, show, spread, write
 from benchmarks.vllm_engine import ask, engine, one_process
 from benchmarks.vllm_parity import LAYERS, TOPIC, random_vector
 from engrain.core.composition import Active
+from engrain.core.model import SteerableModel
 from engrain.loading import find, load
 from engrain.plugins.manager import build_manager
 from engrain.plugins.vllm.settings import Settings
@@ -67,7 +68,7 @@ def in_turn(options: argparse.Namespace) -> dict[str, list[list[float]]]:
 def inside_one_process(options: argparse.Namespace) -> dict[str, Any]:
     """Return the rates of idle and steered requests in turn, and the cost of the operator."""
     model = load("demo")
-    prompt = list(model.render(TOPIC))
+    prompts = different_prompts(model)
     operator = operator_cost(model.width)
     result: dict[str, Any] = {"tokens": options.tokens, "armed_layers": len(LAYERS), "operator_us": operator}
     with tempfile.TemporaryDirectory() as home:
@@ -77,7 +78,7 @@ def inside_one_process(options: argparse.Namespace) -> dict[str, Any]:
         folder = find("demo", build_manager()).folder
         with engine(folder, settings=Settings(layers=LAYERS), **sizes(options)) as llm:
             for batch in BATCHES:
-                found = compare(llm, prompt, batch, options)
+                found = compare(llm, prompts[:batch], batch, options)
                 step = 1e6 * batch / found["idle"]["median"]
                 share = operator[f"{batch} rows, steered"] * len(LAYERS) / step
                 result[f"batch {batch}"] = {**found, "operator's share of a step": share}
@@ -85,7 +86,7 @@ def inside_one_process(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def compare(llm: Any, prompt: list[int], batch: int, options: argparse.Namespace) -> dict[str, Any]:
+def compare(llm: Any, prompts: list[list[int]], batch: int, options: argparse.Namespace) -> dict[str, Any]:
     """Return the rates of a batch, idle and with a combination of its own for each row, in turn."""
     steered = [
         {"engrain": {f"v{layer}{name}": term(name, layer, 0.01 * (row + 1)) for layer in LAYERS for name in "ab"}}
@@ -95,7 +96,7 @@ def compare(llm: Any, prompt: list[int], batch: int, options: argparse.Namespace
 
     def rate(side: str) -> float:
         start = time.perf_counter()
-        ask(llm, [prompt] * batch, sides[side], options.tokens)
+        ask(llm, prompts, sides[side], options.tokens)
         seconds = time.perf_counter() - start
         return float(batch * options.tokens / seconds)
 
@@ -107,6 +108,11 @@ def compare(llm: Any, prompt: list[int], batch: int, options: argparse.Namespace
     ratio = found["steered"]["median"] / found["idle"]["median"]
     print(f"batch {batch}: steered over idle {ratio:.3f}")
     return {**found, "steered over idle": ratio}
+
+
+def different_prompts(model: SteerableModel) -> list[list[int]]:
+    """Return prompts that share no blocks: unsteered requests would share them, steered ones not."""
+    return [list(model.render(f"{row} of {max(BATCHES)}. {TOPIC}")) for row in range(max(BATCHES))]
 
 
 def term(name: str, layer: int, strength: float) -> dict[str, Any]:
@@ -145,7 +151,7 @@ def operator_cost(width: int) -> dict[str, float]:
 def one_side(present: bool, options: argparse.Namespace) -> list[float]:
     """Return the rates of this process, at each size of batch, without steering anything."""
     model = load("demo")
-    prompt = list(model.render(TOPIC))
+    prompts = different_prompts(model)
     rates = []
     with engine(
         find("demo", build_manager()).folder, settings=Settings(layers=LAYERS) if present else None, **sizes(options)
@@ -154,7 +160,7 @@ def one_side(present: bool, options: argparse.Namespace) -> list[float]:
             found = []
             for _ in range(4):
                 start = time.perf_counter()
-                ask(llm, [prompt] * batch, [None] * batch, options.tokens)
+                ask(llm, prompts[:batch], [None] * batch, options.tokens)
                 found.append(batch * options.tokens / (time.perf_counter() - start))
             rates.append(sorted(found[1:])[1])
     return rates

@@ -189,7 +189,9 @@ class Admission:
                     f"with the server's profile, or export it as a LoRA adapter and name that as the model."
                 )
             _vector_reference(str(entry.vector))
-        return {name: self._active(entry) for name, entry in profile.enabled.items()}
+        # Each vector is looked up once, however many of the behaviors use it.
+        vectors = {str(entry.vector): self._vector(str(entry.vector)) for entry in profile.enabled.values()}
+        return {name: self._activate(vectors[str(entry.vector)], entry) for name, entry in profile.enabled.items()}
 
     def _published(self, reference: Any) -> Profile:
         if not isinstance(reference, str):
