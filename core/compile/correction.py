@@ -1,7 +1,7 @@
-"""What is still missing behind the steered blocks, made good by the writers of the block above: a second closed form."""
+"""What a student still lacks behind the steered blocks, made good by the writers of the next block: a closed form."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 
 from torch import Tensor
@@ -19,48 +19,38 @@ RETAINING, RIDGE = 1.0, 0.01
 
 
 def correct(
-    model: SteerableModel,
-    order: Order,
-    start: TaskVector,
-    layer: int,
-    matrices: Mapping[str, Matrix],
-    scope: Passage,
-    retain: Passage,
+    model: SteerableModel, order: Order, made: TaskVector, layer: int, scope: Passage, retain: Passage
 ) -> TaskVector:
-    """Return a start with deltas on the writers of one block more, each fitted to what is missing of the teacher.
+    """Return a task vector with deltas on the writers of one block more, fitted to what is missing of the teacher.
 
     With x a writer's input and s the residual stream behind it in the student as it is so far, and t that stream in the
-    teacher, steered in scope and the base on retain, dW makes E|t - s - dW x|^2 least: over scope, weighed as in
-    ``compile_rank1``, plus ``RETAINING`` times the same over retain plus a ridge. The attention's writer comes first,
-    and the MLP's is fitted to what is left behind it. Their inputs say more of the text than those that the start could
-    read: it writes wherever a token looks like the scope, here whole replies have been attended to since.
+    teacher, dW makes E|t - s - dW x|^2 least: over scope, weighed as in ``compile_rank1``, plus ``RETAINING`` times the
+    same over retain plus a ridge. The attention's writer comes first, and the MLP's is fitted to what is left behind
+    it. Both read what attention has gathered of the text since, which the blocks below could not.
 
     Args:
         model: the base, which nothing is on.
         order: what is compiled.
-        start: deltas on blocks below.
-        layer: the block, behind all that are steered.
-        matrices: which may be changed, by name; writers that are not among them are left out.
-        scope: the texts in scope, up to a block that neither start nor steering changes anything below.
+        made: deltas on blocks below.
+        layer: the block, behind all that are steered or changed so far.
+        scope: the texts in scope, up to a block below which neither steering nor the task vector changes anything.
         retain: the texts to be retained, likewise.
 
     Raises:
         InputError: the block has no one MLP.
     """
-    teacher = partial(model.steer, *order.actives)
+    steered = partial(model.steer, *order.actives)
     last, module = mlp_writer(model, layer)
     attention = {name: one for name, one in choose_matrices(model, WRITERS, [layer]).items() if name != last}
-    writers = {name: one for name, one in {**attention, last: module}.items() if name in matrices}
-    made = start
-    for name in writers:
-        behind = _behind_block if name == last else partial(_behind_attention, name)
+    for name, writer in {**attention, last: module}.items():
         student = partial(model.compiled, made)
-        inside = scope_moments(scope, partial(_look, scope, layer, {name: writers[name]}, behind, teacher, student))
-        (outside,) = moments(
-            retain, partial(_look, retain, layer, {name: writers[name]}, behind, nullcontext, student), (tokens,)
-        )
+        behind = _behind_block if name == last else partial(_behind_attention, name)
+        look = partial(_look, layer, name, writer, behind, student)
+        inside = scope_moments(scope, partial(look, steered, scope))
+        teacher = steered if order.spec == "faithful" else nullcontext
+        (outside,) = moments(retain, partial(look, teacher, retain), (tokens,))
         delta = solve(inside[name], outside[name], RETAINING, RIDGE).T
-        tensors = {**made.tensors, f"{name}.weight": oriented(writers[name], delta).float().contiguous()}
+        tensors = {**made.tensors, f"{name}.weight": oriented(writer, delta).float().contiguous()}
         made = TaskVector(made.name, tensors, model.fingerprint, made.origin)
     return made
 
@@ -74,17 +64,18 @@ def _behind_attention(name: str, seen: Seen) -> Tensor:
 
 
 def _look(
-    passage: Passage,
     layer: int,
-    writers: Mapping[str, Matrix],
+    name: str,
+    writer: Matrix,
     behind: Callable[[Seen], Tensor],
+    student: Edit,
     teacher: Edit,
-    student: Callable[[], AbstractContextManager[object]],
+    passage: Passage,
     number: int,
 ) -> Mapping[str, tuple[Tensor, Tensor]]:
-    """Return the inputs of the one writer in the student, and what is missing behind it."""
+    """Return the writer's input in the student, and what is missing behind it."""
     with teacher():
-        wanted = behind(passage.see(number, layer, writers))
+        wanted = behind(passage.see(number, layer, {name: writer}))
     with student():
-        seen = passage.see(number, layer, writers)
-    return {name: (seen.inputs[name], wanted - behind(seen)) for name in writers}
+        seen = passage.see(number, layer, {name: writer})
+    return {name: (seen.inputs[name], wanted - behind(seen))}

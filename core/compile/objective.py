@@ -91,15 +91,14 @@ class Objective:
 
     def _measure(self, other: Edit) -> Unit:
         shift: dict[int, float] = defaultdict(float)
-        kl = 0.0
-        rows: dict[int, int] = defaultdict(int)
+        kl, places = 0.0, 0
         for recorded in islice(self._course, _MEASURED):
             with torch.no_grad(), other():
                 found = self._course.states(recorded)
             for layer, states in found.items():
                 shift[layer] += float((states - recorded.targets[layer]).float().square().sum())
-                rows[layer] += len(states)
             kl += kl_sum(self._model, recorded.targets[self._last], found[self._last])
+            places += len(recorded.places)
         if kl <= 0 or min(shift.values()) <= 0:
             raise InputError("Steering changes nothing on the texts to compile from; there is nothing to learn.")
-        return Unit({layer: total / rows[layer] for layer, total in shift.items()}, kl / rows[self._last])
+        return Unit({layer: total / places for layer, total in shift.items()}, kl / places)

@@ -30,15 +30,12 @@ class Recorded:
     Attributes:
         pack: the tokens.
         places: where replies are predicted, into the flattened pack, [places].
-        read: every token of the texts, prompts and replies, into the flattened pack, [read].
         entry: what enters the first block that may change, [batch, seq, d_model].
-        targets: the teacher's hidden states by layer: the last block's at the places, [places, d_model], since nothing
-            else comes of them; the others' at every token, [read, d_model], since replies attend to all of these.
+        targets: the teacher's hidden states at the places, by layer, [places, d_model]; the last block's among them.
     """
 
     pack: Pack
     places: Tensor
-    read: Tensor
     entry: Tensor
     targets: dict[int, Tensor]
 
@@ -78,8 +75,7 @@ class Course:
         self._teacher = teacher or nullcontext
         self._room = memory
         self._kept: dict[int, Recorded] = {}
-        self._last = len(model.blocks) - 1
-        self.layers = tuple(sorted({*layers, self._last}))
+        self.layers = tuple(sorted({*layers, len(model.blocks) - 1}))
         placed = ((pack, scored_places(pack)[0]) for pack in self._runner.packs())
         self._packs = [(pack, places) for pack, places in placed if len(places)]
 
@@ -100,8 +96,7 @@ class Course:
         with torch.no_grad(), self._teacher():
             found = self._states(pack, None)
         entry = found.pop(self._entry - 1)
-        read = torch.cat(pack.paths).unique()
-        one = Recorded(pack, places, read, entry, self._compared(found, places, read))
+        one = Recorded(pack, places, entry, {layer: found[layer].flatten(0, 1)[places] for layer in self.layers})
         if one.nbytes <= self._room:
             self._room -= one.nbytes
             self._kept[number] = one
@@ -112,11 +107,9 @@ class Course:
         return (self[number] for number in range(len(self)))
 
     def states(self, recorded: Recorded) -> dict[int, Tensor]:
-        """Return the model's own hidden states where its targets are, by layer, with gradients."""
-        return self._compared(self._states(recorded.pack, recorded.entry), recorded.places, recorded.read)
-
-    def _compared(self, found: dict[int, Tensor], places: Tensor, read: Tensor) -> dict[int, Tensor]:
-        return {layer: found[layer].flatten(0, 1)[places if layer == self._last else read] for layer in self.layers}
+        """Return the model's own hidden states at the places, by layer, [places, d_model], with gradients."""
+        found = self._states(recorded.pack, recorded.entry)
+        return {layer: found[layer].flatten(0, 1)[recorded.places] for layer in self.layers}
 
     def _states(self, pack: Pack, entry: Tensor | None) -> dict[int, Tensor]:
         """Return the outputs of the layers, and what enters the entry block under the number before it."""

@@ -36,7 +36,7 @@ class Recipe:
     optimizer: str = "apollo"
     rate: float = 1e-3
     rank: int = 64
-    steps: int = 40
+    steps: int = 30
     packs: int = 3
     hidden: float = 1.0
     retain: float = 1.0

@@ -61,9 +61,7 @@ def moments(
     ]
 
 
-def scope_moments(
-    passage: Passage, look: Callable[[int], Mapping[str, tuple[Tensor, Tensor]]]
-) -> dict[str, Moments]:
+def scope_moments(passage: Passage, look: Callable[[int], Mapping[str, tuple[Tensor, Tensor]]]) -> dict[str, Moments]:
     """Return the moments where replies are predicted plus ``PROMPTS`` times those of the tokens before."""
     said, read = moments(passage, look, (replies, prompts))
     return {name: (said[name][0] + PROMPTS * read[name][0], said[name][1] + PROMPTS * read[name][1]) for name in said}

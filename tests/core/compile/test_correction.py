@@ -16,7 +16,6 @@ from engrain.core.compile.compiler import Order
 from engrain.core.compile.correction import correct
 from engrain.core.compile.passage import Passage
 from engrain.core.compile.rank1 import compile_rank1
-from engrain.core.compile.target import Matrix, choose_matrices
 from engrain.core.composition import activate
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
@@ -32,12 +31,9 @@ def started(model: SteerableModel) -> TaskVector:
     return compile_rank1(model, ORDER, lambda what, done: None)
 
 
-def corrected(
-    model: SteerableModel, start: TaskVector, matrices: dict[str, Matrix] | None = None, order: Order = ORDER
-) -> TaskVector:
+def corrected(model: SteerableModel, start: TaskVector, order: Order = ORDER) -> TaskVector:
     scope, retain = (Passage(model, texts, 1) for texts in (CORPUS.scope, CORPUS.retain))
-    chosen = choose_matrices(model, "writers", [2]) if matrices is None else matrices
-    return correct(model, order, start, 2, chosen, scope, retain)
+    return correct(model, order, start, 2, scope, retain)
 
 
 def behind(model: SteerableModel, name: str, one: Encoded, edit: AbstractContextManager[object]) -> dict[str, Tensor]:
@@ -122,20 +118,12 @@ def test_where_nothing_is_missing_nothing_is_made_good() -> None:
     order = replace(ORDER, actives=(activate(SteeringVector({1: DIRECTION}, "v"), 1, 0.0),))
     start = started(model)
     idle = TaskVector("v", {name: torch.zeros_like(delta) for name, delta in start.tensors.items()}, model.fingerprint)
-    made = corrected(model, idle, order=order)
+    made = corrected(model, idle, order)
     assert all(float(delta.abs().max()) < 1e-6 for delta in made.tensors.values())
-
-
-def test_other_matrices_than_those_chosen_are_left_alone() -> None:
-    model = fresh()
-    start = started(model)
-    made = corrected(model, start, choose_matrices(model, "o_proj", [2]))
-    assert set(made.tensors) == {*start.tensors, f"{ATTENTION}.weight"}
-    assert corrected(model, start, {}).tensors == start.tensors
 
 
 def test_a_block_of_experts_is_refused() -> None:
     model = tiny("qwen3_moe")
     passage = Passage(model, CORPUS.scope[:1], 1)
     with pytest.raises(InputError, match="experts"):
-        correct(model, ORDER, started(fresh()), 2, {}, passage, passage)
+        correct(model, ORDER, started(fresh()), 2, passage, passage)
