@@ -1,4 +1,4 @@
-"""What a student still lacks behind the steered blocks, made good by the writers of the next block: a closed form."""
+"""What a start still lacks behind the steered blocks, made good by the writers of a block above: a closed form."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -19,36 +19,44 @@ RETAINING, RIDGE = 1.0, 0.01
 
 
 def correct(
-    model: SteerableModel, order: Order, made: TaskVector, layer: int, scope: Passage, retain: Passage
+    model: SteerableModel,
+    order: Order,
+    start: TaskVector,
+    layer: int,
+    matrices: Mapping[str, Matrix],
+    scope: Passage,
+    retain: Passage,
 ) -> TaskVector:
-    """Return a task vector with deltas on the writers of one block more, fitted to what is missing of the teacher.
+    """Return a start with deltas on the writers of one block more, each fitted to what is missing of the teacher.
 
     With x a writer's input and s the residual stream behind it in the student as it is so far, and t that stream in the
-    teacher, dW makes E|t - s - dW x|^2 least: over scope, weighed as in ``compile_rank1``, plus ``RETAINING`` times the
-    same over retain plus a ridge. The attention's writer comes first, and the MLP's is fitted to what is left behind
-    it. Both read what attention has gathered of the text since, which the blocks below could not.
+    teacher, steered in scope and the base on retain, dW makes E|t - s - dW x|^2 least: over scope, weighed as in
+    ``compile_rank1``, plus ``RETAINING`` times the same over retain plus a ridge. The attention's writer comes first,
+    and the MLP's is fitted to what is left behind it. Both read what attention has gathered of the text since, which
+    the blocks below could not.
 
     Args:
         model: the base, which nothing is on.
         order: what is compiled.
-        made: deltas on blocks below.
-        layer: the block, behind all that are steered or changed so far.
-        scope: the texts in scope, up to a block below which neither steering nor the task vector changes anything.
+        start: deltas on blocks below.
+        layer: the block, behind all that are steered.
+        matrices: which may be changed, by name; writers that are not among them are left out.
+        scope: the texts in scope, up to a block that neither start nor steering changes anything below.
         retain: the texts to be retained, likewise.
 
     Raises:
         InputError: the block has no one MLP.
     """
-    steered = partial(model.steer, *order.actives)
+    teacher = partial(model.steer, *order.actives)
     last, module = mlp_writer(model, layer)
     attention = {name: one for name, one in choose_matrices(model, WRITERS, [layer]).items() if name != last}
-    for name, writer in {**attention, last: module}.items():
-        student = partial(model.compiled, made)
+    writers = {name: one for name, one in {**attention, last: module}.items() if name in matrices}
+    made = start
+    for name, writer in writers.items():
         behind = _behind_block if name == last else partial(_behind_attention, name)
-        look = partial(_look, layer, name, writer, behind, student)
-        inside = scope_moments(scope, partial(look, steered, scope))
-        teacher = steered if order.spec == "faithful" else nullcontext
-        (outside,) = moments(retain, partial(look, teacher, retain), (tokens,))
+        look = partial(_look, layer, name, writer, behind, partial(model.compiled, made))
+        inside = scope_moments(scope, partial(look, teacher, scope))
+        (outside,) = moments(retain, partial(look, nullcontext, retain), (tokens,))
         delta = solve(inside[name], outside[name], RETAINING, RIDGE).T
         tensors = {**made.tensors, f"{name}.weight": oriented(writer, delta).float().contiguous()}
         made = TaskVector(made.name, tensors, model.fingerprint, made.origin)

@@ -35,8 +35,25 @@ def compile_rank1(model: SteerableModel, order: Order, progress: Progress) -> Ta
             ``compile_bias`` refuses.
     """
     biases = exact_biases(model, order, NAME, "selective")
-    corpus, last = order.texts(NAME), biases.layers[-1]
+    corpus = order.texts(NAME)
     scope, retain = (Passage(model, texts, biases.layers[0]) for texts in (corpus.scope, corpus.retain))
+    return fit(model, order, biases, scope, retain, progress)
+
+
+def fit(
+    model: SteerableModel, order: Order, biases: TaskVector, scope: Passage, retain: Passage, progress: Progress
+) -> TaskVector:
+    """Return what ``compile_rank1`` does, from passages of the corpus up to the first of the blocks that are steered.
+
+    Args:
+        model: the base.
+        order: what is asked for, with a corpus.
+        biases: the vectors as ``exact_biases``.
+        scope: the corpus's texts in scope.
+        retain: its texts to be retained.
+        progress: called with each candidate.
+    """
+    corpus, last = order.texts(NAME), biases.layers[-1]
     teacher = partial(model.steer, *order.actives)
     writers = dict(mlp_writer(model, layer) for layer in biases.layers)
 

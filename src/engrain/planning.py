@@ -18,8 +18,8 @@ from engrain.loading import find
 from engrain.plugins.manager import Plugins
 
 _DTYPES = ("float32", "bfloat16", "float16")
-# How many blocks up to the steered one are trained by default; which one that will be is not known yet.
-_BLOCKS = 4
+# How many blocks around the steered one are trained by default; which one that will be is not known yet.
+_BLOCKS = 6
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from engrain.core.compile.compiler import Order
 from engrain.core.compile.correction import correct
 from engrain.core.compile.passage import Passage
 from engrain.core.compile.rank1 import compile_rank1
+from engrain.core.compile.target import choose_matrices
 from engrain.core.composition import activate
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
@@ -31,9 +32,9 @@ def started(model: SteerableModel) -> TaskVector:
     return compile_rank1(model, ORDER, lambda what, done: None)
 
 
-def corrected(model: SteerableModel, start: TaskVector, order: Order = ORDER) -> TaskVector:
+def corrected(model: SteerableModel, start: TaskVector, order: Order = ORDER, target: str = "writers") -> TaskVector:
     scope, retain = (Passage(model, texts, 1) for texts in (CORPUS.scope, CORPUS.retain))
-    return correct(model, order, start, 2, scope, retain)
+    return correct(model, order, start, 2, choose_matrices(model, target, [2]), scope, retain)
 
 
 def behind(model: SteerableModel, name: str, one: Encoded, edit: AbstractContextManager[object]) -> dict[str, Tensor]:
@@ -122,8 +123,15 @@ def test_where_nothing_is_missing_nothing_is_made_good() -> None:
     assert all(float(delta.abs().max()) < 1e-6 for delta in made.tensors.values())
 
 
+def test_other_matrices_than_those_chosen_are_left_alone() -> None:
+    model = fresh()
+    start = started(model)
+    assert set(corrected(model, start, target="o_proj").tensors) == {*start.tensors, f"{ATTENTION}.weight"}
+    assert corrected(model, start, target="q_proj").tensors == start.tensors
+
+
 def test_a_block_of_experts_is_refused() -> None:
     model = tiny("qwen3_moe")
     passage = Passage(model, CORPUS.scope[:1], 1)
     with pytest.raises(InputError, match="experts"):
-        correct(model, ORDER, started(fresh()), 2, passage, passage)
+        correct(model, ORDER, started(fresh()), 2, {}, passage, passage)
