@@ -30,7 +30,7 @@ from engrain.core.task_vector import TaskVector
 
 NAME = "distill"
 # Blocks below the first steered one and above the last that are trained where none are named.
-_BELOW, _ABOVE = 3, 2
+BELOW, ABOVE = 3, 2
 
 
 def compile_distill(model: SteerableModel, order: Order, progress: Progress) -> TaskVector:
@@ -53,8 +53,8 @@ def compile_distill(model: SteerableModel, order: Order, progress: Progress) -> 
     check_base(model)
     corpus = order.texts(NAME)
     steered = sorted({layer for active in order.actives for layer in active.layers})
-    above = range(steered[-1] + 1, min(steered[-1] + 1 + _ABOVE, len(model.blocks)))
-    layers = order.layers or tuple(range(max(0, steered[0] - _BELOW), above.stop))
+    above = range(steered[-1] + 1, min(steered[-1] + 1 + ABOVE, len(model.blocks)))
+    layers = order.layers or tuple(range(max(0, steered[0] - BELOW), above.stop))
     matrices = choose_matrices(model, order.target or WRITERS, layers)
     key = _key(model, order, sorted(matrices))
     before = None if order.workspace is None else Checkpoint.load(order.workspace, key)
