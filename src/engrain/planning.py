@@ -57,7 +57,7 @@ def plan_compile(
     Args:
         config: of the model, as ``read_config`` returns it.
         target: which matrices; by default what writes the residual stream.
-        layers: which blocks, counted from 0; by default the four up to the middle one.
+        layers: which blocks, counted from 0; by default those that distill trains, around the middle one.
         optimizer: apollo, apollo-mini or adamw.
 
     Raises:
