@@ -23,8 +23,8 @@ from engrain.registry.store import Store
 from engrain.source import find_source
 from engrain.verifying import JUDGE, held_out
 
-# The last matrix of a block's attention and of its MLP, in the demo model; four blocks of them are trained.
-MATRICES = [(576, 576), (576, 1536)] * 4
+# The last matrix of a block's attention and of its MLP, in the demo model; six blocks of them are trained.
+MATRICES = [(576, 576), (576, 1536)] * 6
 SIDES = {"bias": "bias", "rank1": "rank1", **{f"distill, {name}": "distill" for name in OPTIMIZERS}}
 
 

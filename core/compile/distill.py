@@ -2,42 +2,46 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
 import torch
 
+from engrain.core.compile.bias import exact_biases
 from engrain.core.compile.checkpoint import Checkpoint
 from engrain.core.compile.compiler import Order, Progress, check_base
 from engrain.core.compile.corpus import Corpus
+from engrain.core.compile.correction import correct
 from engrain.core.compile.delta import TrainableDelta, frozen
 from engrain.core.compile.entry import checkpointing
 from engrain.core.compile.lesson import Lesson
 from engrain.core.compile.measure import Measure
 from engrain.core.compile.objective import Objective
+from engrain.core.compile.passage import Passage
 from engrain.core.compile.passes import Course
-from engrain.core.compile.rank1 import compile_rank1
+from engrain.core.compile.rank1 import fit
 from engrain.core.compile.student import LOOK, Student
-from engrain.core.compile.target import WRITERS, choose_matrices
+from engrain.core.compile.target import WRITERS, Matrix, choose_matrices
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
 from engrain.core.task_vector import TaskVector
 
 NAME = "distill"
-# Blocks below the steered one that are trained where none are named.
-_BELOW = 3
+# Blocks below the first steered one and above the last that are trained where none are named.
+BELOW, ABOVE = 3, 2
 
 
 def compile_distill(model: SteerableModel, order: Order, progress: Progress) -> TaskVector:
     """Return deltas with which the model is like the steered one in scope and like the base on the retained texts.
 
-    Starts from ``rank1`` where that is possible, and trains the writers of the steered block and of the three below it
-    where nothing else is ordered. The loss is that of ``Objective`` on scope, plus ``recipe.retain`` times the same on
-    retain, with hidden states compared at the steered block, in the middle above it and at the last one. For the spec
-    ``faithful`` the teacher is steered on retain as well. The closest on the held-out texts is kept; training ends when
-    three looks in a row are no better, or where the loss is no number. ``origin`` has the curve and why it ended.
+    Starts from ``rank1``, and from what the writers of the two blocks above can make good of it (``correct``), where
+    that is possible. Trains the writers of the steered block, of the three below it and of the two above where nothing
+    else is ordered. The loss is that of ``Objective`` on scope, plus ``recipe.retain`` times the same on retain, with
+    hidden states compared at the steered block, in the middle above it and at the last one. For the spec ``faithful``
+    the teacher is steered on retain as well. The closest on the held-out texts is kept; training ends when three looks
+    in a row are no better, or where the loss is no number. ``origin`` has the curve and why it ended.
 
     With a workspace it goes on where it was interrupted, and ends the same to the bit.
 
@@ -49,12 +53,13 @@ def compile_distill(model: SteerableModel, order: Order, progress: Progress) -> 
     check_base(model)
     corpus = order.texts(NAME)
     steered = sorted({layer for active in order.actives for layer in active.layers})
-    layers = order.layers or tuple(range(max(0, steered[0] - _BELOW), steered[-1] + 1))
+    above = range(steered[-1] + 1, min(steered[-1] + 1 + ABOVE, len(model.blocks)))
+    layers = order.layers or tuple(range(max(0, steered[0] - BELOW), above.stop))
     matrices = choose_matrices(model, order.target or WRITERS, layers)
     key = _key(model, order, sorted(matrices))
     before = None if order.workspace is None else Checkpoint.load(order.workspace, key)
 
-    start = _start(model, order, progress) if before is None else None
+    start = _start(model, order, above, matrices, progress) if before is None else None
     student = Student(TrainableDelta(model, matrices, start), order.recipe, order.seed)
     lessons, measure = _taught(model, order, corpus, min(*layers, *steered), steered)
     if before is not None:
@@ -87,12 +92,21 @@ def _look(student: Student, order: Order, measure: Measure, key: str) -> None:
         student.save(order.workspace, key)
 
 
-def _start(model: SteerableModel, order: Order, progress: Progress) -> TaskVector | None:
-    """Return the closed form, or None where there is none: for experts, norms behind the MLP, or some positions."""
+def _start(
+    model: SteerableModel, order: Order, above: Sequence[int], matrices: Mapping[str, Matrix], progress: Progress
+) -> TaskVector | None:
+    """Return the closed forms, or None where there are none: for experts, norms behind the MLP, or some positions."""
+    order = replace(order, spec="selective", target=None, layers=None)
+    corpus = order.texts(NAME)
     try:
-        return compile_rank1(model, replace(order, spec="selective", target=None, layers=None), progress)
+        biases = exact_biases(model, order, NAME, "selective")
+        scope, retain = (Passage(model, texts, biases.layers[0]) for texts in (corpus.scope, corpus.retain))
+        made = fit(model, order, biases, scope, retain, progress)
+        for layer in above:
+            made = correct(model, order, made, layer, matrices, scope, retain)
     except InputError:
         return None
+    return made
 
 
 def _taught(

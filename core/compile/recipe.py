@@ -34,9 +34,9 @@ class Recipe:
     """
 
     optimizer: str = "apollo"
-    rate: float = 1e-3
+    rate: float = 2e-4
     rank: int = 64
-    steps: int = 40
+    steps: int = 20
     packs: int = 3
     hidden: float = 1.0
     retain: float = 1.0

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from engrain.core.compile.distill import ABOVE, BELOW
 from engrain.core.compile.passes import PACK_TOKENS
 from engrain.core.compile.plan import Plan, plan
 from engrain.core.compile.recipe import Recipe
@@ -18,8 +19,6 @@ from engrain.loading import find
 from engrain.plugins.manager import Plugins
 
 _DTYPES = ("float32", "bfloat16", "float16")
-# How many blocks up to the steered one are trained by default; which one that will be is not known yet.
-_BLOCKS = 4
 
 
 @dataclass(frozen=True)
@@ -58,15 +57,16 @@ def plan_compile(
     Args:
         config: of the model, as ``read_config`` returns it.
         target: which matrices; by default what writes the residual stream.
-        layers: which blocks, counted from 0; by default the four up to the middle one.
+        layers: which blocks, counted from 0; by default those that distill trains, around the middle one.
         optimizer: apollo, apollo-mini or adamw.
 
     Raises:
         ModelError: it is not of a decoder-only language model.
         LayerError, UnknownNameError: a block or a matrix that it does not have.
     """
-    middle = count_blocks(config) // 2
-    chosen = range(max(0, middle + 1 - _BLOCKS), middle + 1) if layers is None else layers
+    # Which block will be steered is not known yet.
+    blocks = count_blocks(config)
+    chosen = range(max(0, blocks // 2 - BELOW), min(blocks, blocks // 2 + ABOVE + 1)) if layers is None else layers
     stored = str(config.dtype).removeprefix("torch.")
     dtype = stored if stored in _DTYPES else "bfloat16"
     target = target or WRITERS

@@ -36,9 +36,9 @@ def test_a_plan_needs_no_weights_and_its_total_is_the_sum(engrain: Any, place: P
         assert done.code == 0, done.err
         assert done.json["total"] == sum(done.json[part] for part in PARTS)
     assert done.json["base"] == 4 * done.json["parameters"]
-    # The four blocks up to the middle one, the two matrices of each that write the residual stream.
-    assert done.json["layers"] == [3, 4, 5, 6]
-    assert done.json["trained"] == 4 * (64 * 64 + 64 * 128)
+    # The middle block, three below it and two above, the two matrices of each that write the residual stream.
+    assert done.json["layers"] == [3, 4, 5, 6, 7, 8]
+    assert done.json["trained"] == 6 * (64 * 64 + 64 * 128)
     shown = engrain("compile", "--plan", "-m", place, "--layers", "0-1", "--target", "q_proj")
     assert f"{2 * 64 * 64} of" in shown.out
     assert all(part in shown.out for part in PARTS)

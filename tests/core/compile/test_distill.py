@@ -4,7 +4,9 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from compile_order import CORPUS, ORDER, active, fresh
 from engrain.core.compile import student
 from engrain.core.compile.checkpoint import FILE
 from engrain.core.compile.compiler import Order
+from engrain.core.compile.correction import correct
 from engrain.core.compile.distill import compile_distill
+from engrain.core.compile.measure import Measure
 from engrain.core.compile.objective import Objective
 from engrain.core.compile.passes import Recorded
 from engrain.core.compile.recipe import OPTIMIZERS, Recipe
@@ -34,11 +38,34 @@ def shortfalls(made: TaskVector) -> list[float]:
 def test_it_ends_closer_to_the_teacher_than_the_closed_form(optimizer: str) -> None:
     made = compiled(replace(ORDER, recipe=replace(ORDER.recipe, optimizer=optimizer)))
     short = shortfalls(made)
-    assert made.layers == (0, 1)
+    assert made.layers == (0, 1, 2)
     assert made.origin["backend"] == "distill"
     assert made.origin["recipe"]["optimizer"] == optimizer
     assert min(short) < 0.9 * short[0]
     assert 1 - made.origin["kl_recovered"] + made.origin["drift"] == pytest.approx(min(short))
+
+
+@pytest.mark.parametrize(
+    ("change", "layers"),
+    [({}, (0, 1, 2)), ({"layers": (1,)}, (1,)), ({"target": "down_proj", "layers": (1, 2)}, (1, 2))],
+)
+def test_it_starts_from_the_closed_forms_of_the_matrices_that_it_trains(
+    change: dict[str, Any], layers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[TaskVector] = []
+
+    def kept(*given: Any) -> TaskVector:
+        started.append(correct(*given))
+        return started[-1]
+
+    monkeypatch.setattr("engrain.core.compile.distill.correct", kept)
+    # So slow that nothing is learned.
+    made = compiled(replace(ORDER, recipe=replace(ORDER.recipe, steps=1, rate=1e-12), **change))
+    assert made.layers == layers
+    for name, delta in made.tensors.items():
+        wanted = started[-1].tensors.get(name, torch.zeros_like(delta))
+        torch.testing.assert_close(delta, wanted, rtol=0, atol=1e-9)
+    assert started[-1].layers == tuple(layer for layer in layers if layer)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "qwen3_moe", "gpt2"])
@@ -48,10 +75,6 @@ def test_families_with_no_closed_form_are_trained_from_nothing(family: str) -> N
 
 
 def test_the_task_vector_is_what_the_curve_says_of_it() -> None:
-    from functools import partial
-
-    from engrain.core.compile.measure import Measure
-
     made, model = compiled(), fresh()
     measure = Measure(model, partial(model.steer, active()), CORPUS.held_scope, CORPUS.held_retain, 0)
     assert measure.closeness(partial(model.compiled, made)).loss == pytest.approx(min(shortfalls(made)), rel=1e-5)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from engrain.core.compile import rank1
+from engrain.core.compile import rank1, regression
 from engrain.core.compile.compiler import Order
 from engrain.core.compile.corpus import Corpus
 from engrain.core.compile.measure import Measure
-from engrain.core.compile.rank1 import compile_rank1, solve
+from engrain.core.compile.rank1 import compile_rank1
 from engrain.core.compile.target import mlp_writer
 from engrain.core.composition import Active, activate
 from engrain.core.errors import InputError
@@ -53,15 +53,17 @@ def with_one(monkeypatch: pytest.MonkeyPatch, mu: float, ridge: float, corpus: C
     return compiled(fresh(), replace(ORDER, corpus=corpus))
 
 
-def inputs(model: SteerableModel, sequences: tuple[Encoded, ...], *, replies: bool) -> Tensor:
-    """The literal reference: the writer's inputs, sequence by sequence."""
+def inputs(model: SteerableModel, sequences: tuple[Encoded, ...], part: str) -> Tensor:
+    """The literal reference: the writer's inputs, sequence by sequence: of replies, of the prompts before, or all."""
     _, module = mlp_writer(model, 1)
     found: list[Tensor] = []
     with module.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0][0])), torch.no_grad():
         for one in sequences:
             model.hf(input_ids=torch.tensor([one.prompt + one.reply]), use_cache=False)
     starts = [len(one.prompt) - 1 for one in sequences]
-    return torch.cat([x[start:-1] if replies else x for x, start in zip(found, starts, strict=True)]).double()
+    kept = {"replies": [slice(start, -1) for start in starts], "prompts": [slice(start) for start in starts]}
+    places = kept.get(part, [slice(None) for _ in starts])
+    return torch.cat([x[place] for x, place in zip(found, places, strict=True)]).double()
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -74,39 +76,45 @@ def test_the_readout_solves_the_normal_equations(shared: bool, monkeypatch: pyte
         )
         corpus = replace(CORPUS, scope=scope, retain=retain)
     made = with_one(monkeypatch, 2.0, 0.1, corpus)
-    inside, outside = inputs(fresh(), corpus.scope, replies=True), inputs(fresh(), corpus.retain, replies=False)
-    square = inside.T @ inside / len(inside) + 2.0 * outside.T @ outside / len(outside)
-    lam = 0.1 * float(square.diagonal().mean())
+    inside, before = (inputs(fresh(), corpus.scope, part) for part in ("replies", "prompts"))
+    outside = inputs(fresh(), corpus.retain, "all")
     # As least squares: rows of scope are to give 1, rows of retain and of the ridge 0.
-    rows = torch.cat(
-        [inside / len(inside) ** 0.5, outside * (2.0 / len(outside)) ** 0.5, lam**0.5 * torch.eye(48).double()]
+    rows = [
+        inside / len(inside) ** 0.5,
+        before * (regression.PROMPTS / len(before)) ** 0.5,
+        outside * (2.0 / len(outside)) ** 0.5,
+    ]
+    lam = 0.1 * float(sum(row.square().sum(0) for row in rows).mean())
+    wanted = torch.cat(
+        [
+            torch.full((len(one),), size, dtype=torch.float64)
+            for one, size in zip(
+                (inside, before, outside),
+                (len(inside) ** -0.5, (regression.PROMPTS / len(before)) ** 0.5, 0.0),
+                strict=True,
+            )
+        ]
+        + [torch.zeros(48, dtype=torch.float64)]
     )
-    wanted = torch.zeros(len(rows)).double()
-    wanted[: len(inside)] = 1 / len(inside) ** 0.5
-    readout = torch.linalg.lstsq(rows, wanted[:, None]).solution[:, 0]
+    whole = torch.cat([*rows, lam**0.5 * torch.eye(48, dtype=torch.float64)])
+    readout = torch.linalg.lstsq(whole, wanted[:, None]).solution[:, 0]
     found = made.tensors["model.layers.1.mlp.down_proj.weight"].double()
     torch.testing.assert_close(found, torch.outer(1.5 * DIRECTION.double(), readout), rtol=1e-3, atol=1e-4)
 
 
-def test_a_constant_among_the_inputs_recovers_the_shift_as_the_ridge_goes() -> None:
-    drawn = torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    drawn[:, 0] = 1
-    square, mean, none = drawn.T @ drawn / 40, drawn.mean(0), torch.zeros(6, 6, dtype=torch.float64)
-    torch.testing.assert_close(drawn @ solve(square, mean, none, 0.0, 1e-12), torch.ones(40, dtype=torch.float64))
-
-
 def test_without_retain_and_ridge_the_shift_in_scope_is_the_vector(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regression, "PROMPTS", 0.0)
     monkeypatch.setattr(rank1, "RETAINING", (0.0,))
     monkeypatch.setattr(rank1, "RIDGE", (1e-9,))
     made = compiled(fresh(), replace(ORDER, corpus=replace(CORPUS, scope=CORPUS.scope[:2])))
     # Twelve places and 48 inputs: every place can be met.
     delta = made.tensors["model.layers.1.mlp.down_proj.weight"].double()
-    shift = inputs(fresh(), CORPUS.scope[:2], replies=True) @ delta.T
+    shift = inputs(fresh(), CORPUS.scope[:2], "replies") @ delta.T
     torch.testing.assert_close(shift, (1.5 * DIRECTION).double().expand(12, -1), rtol=1e-2, atol=1e-2)
 
 
 def test_retained_texts_are_moved_less_when_they_weigh(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = inputs(fresh(), CORPUS.retain, replies=False)
+    kept = inputs(fresh(), CORPUS.retain, "all")
     moved = [
         float((kept @ with_one(monkeypatch, mu, 0.01).tensors["model.layers.1.mlp.down_proj.weight"].double().T).norm())
         for mu in (0.0, 1.0, 4.0)
