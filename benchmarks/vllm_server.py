@@ -14,7 +14,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ import psutil
 import torch
 
 from benchmarks.measure import spread, write
+from benchmarks.vllm_http import http
 from benchmarks.vllm_parity import random_vector
 from engrain.core.model import SteerableModel
 from engrain.core.task_vector import TaskVector
@@ -55,15 +55,7 @@ class Server:
 
     def http(self, method: str, path: str, body: Any = None) -> tuple[int, str]:
         """Return status and text of an answer."""
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(self.url + path, data, headers, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=300) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as refused:
-            with refused:
-                return refused.code, refused.read().decode()
+        return http(method, self.url + path, body)
 
     def ask(self, xargs: Any, tokens: int = 16) -> tuple[int, str]:
         """Generate greedily."""

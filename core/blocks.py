@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from engrain.core.errors import ModelError
@@ -16,20 +16,28 @@ def find_blocks(model: PreTrainedModel) -> list[nn.Module]:
     Raises:
         ModelError: an encoder-decoder model, or no such list.
     """
-    config = model.config.get_text_config(decoder=True)
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise ModelError(f"{name} is an encoder-decoder; engrain steers decoder-only language models.")
-    wanted = getattr(config, "num_hidden_layers", None)
+    return outermost_blocks(model.get_decoder(), model.config, name)
+
+
+def outermost_blocks(module: nn.Module, config: PretrainedConfig, name: str) -> list[nn.Module]:
+    """Return the outermost list of modules inside of ``module`` with one entry per layer of the configuration.
+
+    Raises:
+        ModelError: no such list.
+    """
+    wanted = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
     lists = [
-        (path, list(module))
-        for path, module in model.get_decoder().named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == wanted
+        (path, list(found))
+        for path, found in module.named_modules()
+        if isinstance(found, nn.ModuleList) and len(found) == wanted
     ]
     if not lists:
         raise ModelError(f"{name} has no list of {wanted} decoder blocks; engrain does not know how it is built.")
     # A list of experts may have as many entries as there are layers, but it lies inside of a block.
-    return min(lists, key=lambda found: found[0].count("."))[1]
+    return min(lists, key=lambda one: one[0].count("."))[1]
 
 
 def linear_modules(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> dict[str, tuple[nn.Linear | Conv1D, int]]:

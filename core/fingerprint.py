@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engrain.core.chat import template_digest
-from engrain.core.errors import InputError
+from engrain.core.errors import FingerprintError, InputError
 from engrain.core.files import write_atomically
 
 _CHUNK = 1 << 20
@@ -68,6 +68,24 @@ class Fingerprint:
         """
         decisive = ("architecture", "weights", "schema", "tokenizer", "chat_template")
         return [name for name in decisive if getattr(self, name) != getattr(other, name)]
+
+    def check_made_on(self, base: Self, what: str, mend: str) -> None:
+        """Check that this is the model that something was made on.
+
+        Args:
+            base: what it says it was made on.
+            what: it, as the message names it.
+            mend: what to do instead, a sentence.
+
+        Raises:
+            FingerprintError: it was made on another; what differs is named.
+        """
+        differences = base.differences(self)
+        if differences:
+            raise FingerprintError(
+                f"{what} was made on '{base.source}' ({base.architecture}), this is "
+                f"'{self.source}' ({self.architecture}): {', '.join(differences)} differ. {mend}"
+            )
 
 
 def fingerprint(

@@ -15,7 +15,7 @@ from engrain.core.chat import encode_reply, render_prompt
 from engrain.core.composition import Active, activate
 from engrain.core.contrast import ContrastPair, Message
 from engrain.core.edit import Applied, WeightEdits
-from engrain.core.errors import FingerprintError, LayerError, UnknownNameError
+from engrain.core.errors import LayerError, UnknownNameError
 from engrain.core.fingerprint import Fingerprint, fingerprint
 from engrain.core.packing import Encoded
 from engrain.core.steering import Steering, SteeringHandle
@@ -148,7 +148,8 @@ class SteerableModel:
             FingerprintError: it was made on another; what differs is named.
         """
         if vector.fingerprint is not None:
-            self._check_made_here(vector.fingerprint, f"Vector '{vector.name}'", "Extract it again on this model.")
+            what = f"Vector '{vector.name}'"
+            self.fingerprint.check_made_on(vector.fingerprint, what, "Extract it again on this model.")
 
     def check_task_vector(self, task_vector: TaskVector) -> None:
         """Check that this model is the base of a task vector.
@@ -157,15 +158,7 @@ class SteerableModel:
             FingerprintError: it was made on another; what differs is named.
         """
         what = f"Task vector '{task_vector.name}'"
-        self._check_made_here(task_vector.fingerprint, what, "Compile it again on this model.")
-
-    def _check_made_here(self, made_on: Fingerprint, what: str, mend: str) -> None:
-        differences = made_on.differences(self.fingerprint)
-        if differences:
-            raise FingerprintError(
-                f"{what} was made on '{made_on.source}' ({made_on.architecture}), this is "
-                f"'{self.source}' ({self.fingerprint.architecture}): {', '.join(differences)} differ. {mend}"
-            )
+        self.fingerprint.check_made_on(task_vector.fingerprint, what, "Compile it again on this model.")
 
     def add_steering_vector(
         self,

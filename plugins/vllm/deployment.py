@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from engrain.core.errors import CheckError, EngrainError, FingerprintError, IntegrityError
+from engrain.core.errors import CheckError, EngrainError, IntegrityError
 from engrain.core.fingerprint import Fingerprint
 from engrain.core.profile import Entry
 from engrain.plugins.vllm.admission import KEY
@@ -44,12 +44,9 @@ def resolve_edits(store: Store, model: ServedModel, entries: Mapping[str, Entry]
         else:
             version = store.resolve(reference)
             base, where, digest = Fingerprint.from_json(version.config["base"]), version.reference, version.digest
-        differences = [] if model.fingerprint is None else base.differences(model.fingerprint)
-        if differences:
-            raise FingerprintError(
-                f"Task vector '{entry.task_vector}' was made on '{base.source}', this server runs '{model.name}': "
-                f"{', '.join(differences)} differ. Compile it on this model."
-            )
+        if model.fingerprint is not None:
+            what = f"Task vector '{entry.task_vector}'"
+            model.fingerprint.check_made_on(base, what, "Compile it again on this model.")
         found.append({"name": name, "where": where, "digest": digest, "scale": scale})
     return found
 

@@ -1,12 +1,11 @@
 """Where vLLM is changed: seven functions wrapped, each to do its own work and a little more."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from torch import nn
-
+from engrain.core.blocks import outermost_blocks
 from engrain.core.errors import EngrainError, InputError
 from engrain.plugins.vllm import compatibility as points
 from engrain.plugins.vllm.admission import KEY, POSITIONS, Admission, refusal
@@ -175,7 +174,8 @@ def _load(original: Callable[..., Any], worker: Any, *args: Any, **kwargs: Any) 
     layers, runner = layers_of(worker.vllm_config), worker.model_runner
     if layers is None:
         return
-    blocks = find_blocks(runner.get_model(), worker.vllm_config.model_config.hf_config)
+    model = runner.get_model()
+    blocks = outermost_blocks(model, worker.vllm_config.model_config.hf_config, f"{type(model).__name__} of vLLM")
     armed = [layer for layer in layers if type(blocks[layer]).__name__ != "PPMissingLayer"]
     for layer in armed:
         arm(blocks[layer], layer)
@@ -234,20 +234,3 @@ def _wire(params: Any) -> Any:
     """Return what a request is steered by, from its sampling parameters; pooling requests have none."""
     arguments = getattr(params, "extra_args", None)
     return None if not arguments else arguments.get(KEY)
-
-
-def find_blocks(model: nn.Module, config: Any) -> Sequence[nn.Module]:
-    """Return the decoder blocks of a model as vLLM builds it: the outermost list of as many modules as it has layers.
-
-    Raises:
-        InputError: there is none.
-    """
-    wanted = config.get_text_config(decoder=True).num_hidden_layers
-    lists = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == wanted
-    ]
-    if not lists:
-        raise InputError(f"{type(model).__name__} of vLLM has no list of {wanted} decoder blocks to steer.")
-    return list(min(lists, key=lambda found: found[0].count("."))[1])

@@ -1,6 +1,5 @@
 """The model that a server runs, as the front end knows it: from its folder, without loading its weights."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 import transformers
 
 from engrain.core.composition import Active, activate, check_fits
-from engrain.core.errors import FingerprintError, InputError
+from engrain.core.errors import InputError
 from engrain.core.fingerprint import Fingerprint, fingerprint
 from engrain.core.profile import Entry
 from engrain.core.quiet import quiet_transformers
@@ -59,12 +58,8 @@ class ServedModel:
             InputError: an operation that is not known to be right on this architecture.
         """
         if vector.fingerprint is not None and self.fingerprint is not None:
-            differences = vector.fingerprint.differences(self.fingerprint)
-            if differences:
-                raise FingerprintError(
-                    f"Vector '{vector.name}' was made on '{vector.fingerprint.source}', this server runs "
-                    f"'{self.name}': {', '.join(differences)} differ. Extract it on this model."
-                )
+            what = f"Vector '{vector.name}'"
+            self.fingerprint.check_made_on(vector.fingerprint, what, "Extract it again on this model.")
         active = activate(vector, entry.layer, entry.strength, entry.positions, entry.operation)
         check_fits(active, self.layers, self.width)
         if active.operation != "add" and self.architecture not in _STREAM:
@@ -86,8 +81,3 @@ def _fingerprint(name: str) -> Fingerprint | None:
         with torch.device("meta"):
             skeleton = transformers.AutoModelForCausalLM.from_config(config)
     return fingerprint(skeleton, tokenizer, name, files)
-
-
-def profile_layers(actives: Mapping[str, Active]) -> tuple[int, ...]:
-    """Return every decoder block at which something acts."""
-    return tuple(sorted({layer for active in actives.values() for layer in active.layers}))

@@ -59,6 +59,12 @@ SPECS: list[tuple[dict[str, Any] | None, list[Active]]] = [
 ]
 
 
+def check(model: SteerableModel, outputs: list[Any], prompt: list[int]) -> None:
+    """Check that the answers to all specifications are those of transformers."""
+    for output, (_, actives) in zip(outputs, SPECS, strict=True):
+        assert difference(model, output, prompt, actives)[0] < 1e-4
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("home")
@@ -163,21 +169,19 @@ def test_prompts_computed_in_chunks_are_steered_as_whole_ones(tmp_path: Path) ->
     model = load(str(folder))
     with engine(folder, max_num_batched_tokens=32, enable_chunked_prefill=True, max_num_seqs=4) as llm:
         outputs = ask(llm, [PROMPT] * len(SPECS), [one for one, _ in SPECS])
-    for output, (_, actives) in zip(outputs, SPECS, strict=True):
-        assert difference(model, output, PROMPT, actives)[0] < 1e-4
+    check(model, outputs, PROMPT)
 
 
 @pytest.mark.usefixtures("registry")
 def test_requests_that_are_preempted_and_resumed_are_steered_as_others(tmp_path: Path) -> None:
     folder = save_tiny("llama", tmp_path)
     model = load(str(folder))
-    # Room for eleven blocks of 32 tokens: six requests of 100 tokens that grow to 180 cannot all stay.
+    # Room for fourteen blocks of 32 tokens: six requests of 100 tokens that grow to 180 cannot all stay.
     with engine(folder, num_gpu_blocks_override=14, max_model_len=256, disable_log_stats=False) as llm:
         outputs = ask(llm, [PROMPT] * len(SPECS), [one for one, _ in SPECS], 80)
         preempted = next(one.value for one in llm.get_metrics() if one.name == "vllm:num_preemptions")
     assert preempted > 0
-    for output, (_, actives) in zip(outputs, SPECS, strict=True):
-        assert difference(model, output, PROMPT, actives)[0] < 1e-4
+    check(model, outputs, PROMPT)
 
 
 @pytest.mark.usefixtures("registry")
@@ -187,8 +191,7 @@ def test_a_compiled_graph_steers_as_an_eager_one(tmp_path: Path) -> None:
     with engine(folder, enforce_eager=False, settings=Settings(layers=(0, 1, 2))) as llm:
         outputs = ask(llm, [OTHER] * len(SPECS), [one for one, _ in SPECS])
         idle = ask(llm, [OTHER], [None])
-    for output, (_, actives) in zip(outputs, SPECS, strict=True):
-        assert difference(model, output, OTHER, actives)[0] < 1e-4
+    check(model, outputs, OTHER)
     assert difference(model, idle[0], OTHER, [])[0] < 1e-4
 
 

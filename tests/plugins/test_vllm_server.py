@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ import openai
 import pytest
 import torch
 from benchmarks.vllm_engine import reference
+from benchmarks.vllm_http import http
 
 from engrain.core.composition import Active
 from engrain.core.edit import Applied
@@ -63,15 +63,7 @@ class Server:
 
     def http(self, method: str, path: str, body: Any = None, key: str = KEY) -> tuple[int, str]:
         """Return the status and the text of an answer."""
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-        request = urllib.request.Request(self.url + path, data, headers, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as refused:
-            with refused:
-                return refused.code, refused.read().decode()
+        return http(method, self.url + path, body, key)
 
     def get(self, path: str) -> Any:
         """Return the JSON of an answer."""

@@ -1,11 +1,11 @@
 """``engrain chat``: a conversation in which what is on the model is changed while it goes on."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from engrain.cli.dialog import talk
 from engrain.cli.options import model_option, sampling_options, steering_options
 from engrain.cli.output import say
 from engrain.plugins.manager import Plugins
@@ -84,27 +84,7 @@ class Chat:
         """Read lines until /quit or the end of the input; the model is the base again after it."""
         # Here, and again when they change: not for every reply.
         with self.model.edited(self.in_use.edits):
-            self._talk()
-
-    def _talk(self) -> None:
-        from engrain.core.errors import EngrainError
-
-        while True:
-            if sys.stdin.isatty():
-                click.echo("> ", nl=False, err=True)
-            line = sys.stdin.readline()
-            if not line or line.strip() == "/quit":
-                return
-            try:
-                if line.startswith("/"):
-                    self.obey(line.split())
-                elif line.strip():
-                    self.reply(line.strip())
-            except EngrainError as error:
-                # A mistyped name must not end the conversation.
-                say(str(error))
-            except KeyboardInterrupt:
-                say("\n(stopped)")
+            talk(self.obey, self.reply)
 
     def obey(self, words: list[str]) -> None:
         """Do what a line that starts with / says."""

@@ -1,14 +1,14 @@
 """A conversation with a server that `engrain serve` started: the same words, what is on goes with each request."""
 
 import os
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from engrain.cli.dialog import talk
 from engrain.cli.output import printable, say
-from engrain.core.errors import EngrainError, InputError, ModelError
+from engrain.core.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -66,21 +66,7 @@ class RemoteChat:
 
     def run(self) -> None:
         """Read lines until /quit or the end of the input."""
-        while True:
-            if sys.stdin.isatty():
-                click.echo("> ", nl=False, err=True)
-            line = sys.stdin.readline()
-            if not line or line.strip() == "/quit":
-                return
-            try:
-                if line.startswith("/"):
-                    self.obey(line.split())
-                elif line.strip():
-                    self.reply(line.strip())
-            except EngrainError as error:
-                say(str(error))
-            except KeyboardInterrupt:
-                say("\n(stopped)")
+        talk(self.obey, self.reply)
 
     @property
     def spec(self) -> str | None:
