@@ -23,7 +23,7 @@ from engrain.core.compile.passage import Passage
 from engrain.core.compile.passes import Course
 from engrain.core.compile.rank1 import fit
 from engrain.core.compile.student import LOOK, Student
-from engrain.core.compile.target import WRITERS, Matrix, choose_matrices
+from engrain.core.compile.target import WRITERS, Matrix, choose_matrices, mlp_writer
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
 from engrain.core.task_vector import TaskVector
@@ -37,11 +37,12 @@ def compile_distill(model: SteerableModel, order: Order, progress: Progress) -> 
     """Return deltas with which the model is like the steered one in scope and like the base on the retained texts.
 
     Starts from ``rank1``, and from what the writers of the two blocks above can make good of it (``correct``), where
-    that is possible. Trains the writers of the steered block, of the three below it and of the two above where nothing
-    else is ordered. The loss is that of ``Objective`` on scope, plus ``recipe.retain`` times the same on retain, with
-    hidden states compared at the steered block, in the middle above it and at the last one. For the spec ``faithful``
-    the teacher is steered on retain as well. The closest on the held-out texts is kept; training ends when three looks
-    in a row are no better, or where the loss is no number. ``origin`` has the curve and why it ended.
+    that is possible, and elsewhere from nothing with ``Recipe.from_nothing``. Trains the writers of the steered block,
+    of the three below it and of the two above where nothing else is ordered. The loss is that of ``Objective`` on
+    scope, plus ``recipe.retain`` times the same on retain, with hidden states compared at the steered block, in the
+    middle above it and at the last one. For the spec ``faithful`` the teacher is steered on retain as well. The closest
+    on the held-out texts is kept; training ends when three looks in a row are no better, or where the loss is no
+    number. ``origin`` has the curve and why it ended.
 
     With a workspace it goes on where it was interrupted, and ends the same to the bit.
 
@@ -56,10 +57,13 @@ def compile_distill(model: SteerableModel, order: Order, progress: Progress) -> 
     above = range(steered[-1] + 1, min(steered[-1] + 1 + ABOVE, len(model.blocks)))
     layers = order.layers or tuple(range(max(0, steered[0] - BELOW), above.stop))
     matrices = choose_matrices(model, order.target or WRITERS, layers)
+    biases = _closed_form(model, order, above)
+    if biases is None:
+        order = replace(order, recipe=order.recipe.from_nothing())
     key = _key(model, order, sorted(matrices))
     before = None if order.workspace is None else Checkpoint.load(order.workspace, key)
 
-    start = _start(model, order, above, matrices, progress) if before is None else None
+    start = None if before or biases is None else _start(model, order, biases, above, matrices, progress)
     student = Student(TrainableDelta(model, matrices, start), order.recipe, order.seed)
     lessons, measure = _taught(model, order, corpus, min(*layers, *steered), steered)
     if before is not None:
@@ -92,20 +96,31 @@ def _look(student: Student, order: Order, measure: Measure, key: str) -> None:
         student.save(order.workspace, key)
 
 
-def _start(
-    model: SteerableModel, order: Order, above: Sequence[int], matrices: Mapping[str, Matrix], progress: Progress
-) -> TaskVector | None:
-    """Return the closed forms, or None where there are none: for experts, norms behind the MLP, or some positions."""
+def _closed_form(model: SteerableModel, order: Order, above: Sequence[int]) -> TaskVector | None:
+    """Return what ``rank1`` starts from, or None: for experts, norms behind the MLP, or vectors at some positions."""
     order = replace(order, spec="selective", target=None, layers=None)
-    corpus = order.texts(NAME)
     try:
-        biases = exact_biases(model, order, NAME, "selective")
-        scope, retain = (Passage(model, texts, biases.layers[0]) for texts in (corpus.scope, corpus.retain))
-        made = fit(model, order, biases, scope, retain, progress)
         for layer in above:
-            made = correct(model, order, made, layer, matrices, scope, retain)
+            mlp_writer(model, layer)
+        return exact_biases(model, order, NAME, "selective")
     except InputError:
         return None
+
+
+def _start(
+    model: SteerableModel,
+    order: Order,
+    biases: TaskVector,
+    above: Sequence[int],
+    matrices: Mapping[str, Matrix],
+    progress: Progress,
+) -> TaskVector:
+    """Return the closed forms: ``rank1``, and what the blocks above make good of it."""
+    corpus = order.texts(NAME)
+    scope, retain = (Passage(model, texts, biases.layers[0]) for texts in (corpus.scope, corpus.retain))
+    made = fit(model, order, biases, scope, retain, progress)
+    for layer in above:
+        made = correct(model, order, made, layer, matrices, scope, retain)
     return made
 
 

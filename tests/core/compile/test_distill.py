@@ -68,10 +68,15 @@ def test_it_starts_from_the_closed_forms_of_the_matrices_that_it_trains(
     assert started[-1].layers == tuple(layer for layer in layers if layer)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "qwen3_moe", "gpt2"])
+@pytest.mark.parametrize("family", ["gemma2", "qwen3_moe"])
 def test_families_with_no_closed_form_are_trained_from_nothing(family: str) -> None:
-    made = compiled(replace(ORDER, recipe=replace(ORDER.recipe, rate=1e-2)), fresh(family))
+    made = compiled(ORDER, fresh(family))
+    assert made.origin["recipe"] == ORDER.recipe.from_nothing().to_json()
     assert min(shortfalls(made)) < 0.9
+
+
+def test_matrices_that_are_stored_transposed_are_trained() -> None:
+    assert min(shortfalls(compiled(model=fresh("gpt2")))) < 0.9
 
 
 def test_the_task_vector_is_what_the_curve_says_of_it() -> None:
