@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from engrain.core.errors import ConflictError, InputError, IntegrityError
 from engrain.registry.blob import chunks, is_whole, measure, reading, remove, replace
 from engrain.registry.mark import Ref, Target, ref_path, ref_record
-from engrain.registry.policy import check_policy, newest_verdict
+from engrain.registry.policy import check_policy, deciding_verdict
 from engrain.registry.reference import Reference
 from engrain.registry.store import Store
 from engrain.registry.version import Version
@@ -90,7 +90,7 @@ def move_alias(
     if force and not reason.strip():
         raise InputError("--force needs a --reason: the journal keeps it for whoever asks later.")
     version = store.resolve(Reference(alias.kind, alias.name, number))
-    evidence = newest_verdict(store, version.digest)
+    evidence = deciding_verdict(store, version.digest)
     if not force:
         check_policy(store, alias, version.digest, evidence)
     about = {"reason": reason, "forced": force, "evidence": None if evidence is None else evidence.to_json()}

@@ -5,7 +5,7 @@ from typing import Any
 
 from engrain.core.errors import EngrainError
 from engrain.registry.manifest import titled
-from engrain.registry.policy import newest_verdict
+from engrain.registry.policy import deciding_verdict
 from engrain.registry.reference import Reference
 from engrain.registry.store import Store
 from engrain.registry.version import Version
@@ -14,7 +14,7 @@ from engrain.registry.version import Version
 def describe_version(store: Store, version: Version) -> dict[str, Any]:
     """Return what `engrain registry show --json` prints."""
     line = store.line(Reference(version.kind, version.name, version.number))
-    verdict = newest_verdict(store, version.digest)
+    verdict = deciding_verdict(store, version.digest)
     number = version.number
     placed = store.aliases(version.kind, version.name).items()
     parents = []

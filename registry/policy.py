@@ -20,7 +20,7 @@ _VERIFIED = frozenset({"vector", "task-vector"})
 
 @dataclass(frozen=True)
 class Evidence:
-    """The newest verdict on a version.
+    """The verdict that decides on a version.
 
     Attributes:
         reference: of the verdict.
@@ -54,31 +54,32 @@ def protected_aliases(store: Store) -> tuple[str, ...]:
     return tuple(listed)
 
 
-def newest_verdict(store: Store, digest: str) -> Evidence | None:
-    """Return the newest verdict on the manifest ``digest``, or None.
+def deciding_verdict(store: Store, digest: str) -> Evidence | None:
+    """Return the verdict that decides on the manifest ``digest``, or None: of the newest verdict for each behavior, one
+    that did not pass, or else the newest of them.
 
     One whose manifest is damaged is on nobody knows what, and is passed over; one whose gates are damaged did not pass.
     """
-    newest: Evidence | None = None
-    for name in store.names("verdict"):
+    found = [one for name in store.names("verdict") if (one := newest_verdict(store, name, digest)) is not None]
+    return max(found, key=lambda one: (not one.passed, one.created), default=None)
+
+
+def newest_verdict(store: Store, name: str, digest: str) -> Evidence | None:
+    """Return the newest version of ``verdict/name`` that is on the manifest ``digest``, or None."""
+    try:
+        lines = store.history("verdict", name).lines()
+    except EngrainError:
+        return None
+    for line in reversed(lines):
         try:
-            lines = store.history("verdict", name).lines()
-        except EngrainError:
-            continue
-        for line in reversed(lines):
-            try:
-                if digest.encode() not in store.read(line.digest):
-                    continue
-                version = store.resolve(Reference("verdict", name, line.number))
-                if not any(one.role in _VERIFIED and one.digest == digest for one in parents_of(version.manifest)):
-                    continue
-            except EngrainError:  # damaged, or deleted
+            if digest.encode() not in store.read(line.digest):
                 continue
-            passed = _passed(version)
-            if newest is None or line.created > newest.created:
-                newest = Evidence(version.reference, line.digest, line.created, passed)
-            break
-    return newest
+            version = store.resolve(Reference("verdict", name, line.number))
+            if any(one.role in _VERIFIED and one.digest == digest for one in parents_of(version.manifest)):
+                return Evidence(version.reference, line.digest, line.created, _passed(version))
+        except EngrainError:  # damaged, or deleted
+            continue
+    return None
 
 
 def _passed(verdict: Version) -> bool:
@@ -92,17 +93,17 @@ def check_policy(store: Store, alias: Reference, digest: str, evidence: Evidence
     """Refuse a version that a protected alias does not take.
 
     Raises:
-        PolicyError: its newest verdict did not pass, or there is none.
+        PolicyError: the verdict that decides did not pass, or there is none.
     """
     if alias.alias not in protected_aliases(store) or alias.kind not in _VERIFIED:
         return
     if evidence is None:
         problem = "no verdict is on it"
     elif not evidence.passed:
-        problem = f"its newest verdict, {evidence.reference}, did not pass"
+        problem = f"the verdict {evidence.reference} on it did not pass"
     else:
         return
-    mend = f"engrain verify {alias.name}" if alias.kind == "vector" else "verify it"
+    mend = f"engrain verify {alias.name}" if alias.kind == "vector" else f"engrain verify {alias.kind}/{alias.name}"
     raise PolicyError(
         f"'{alias}' is protected and does not take this version: {problem}. Nothing was moved. "
         f"Do {mend} first, or pass --force with a --reason, which the journal keeps."

@@ -86,6 +86,7 @@ class Order:
                 "strength": active.strength,
                 "positions": active.positions,
                 "operation": active.operation,
+                "preserve_norm": active.preserve_norm,
             }
             for active in self.actives
         ]

@@ -21,12 +21,13 @@ from engrain.core.model import SteerableModel
 from engrain.core.task_vector import MANIFEST, TaskVector
 from engrain.gathering import gather_corpus
 from engrain.plugins.manager import Plugins
-from engrain.proving import verify_compiled
+from engrain.proving import compiled_from, verify_compiled
 from engrain.registry.provenance import Provenance
 from engrain.registry.store import Parent, Store, Version
-from engrain.registry.task_vectors import publish_task_vector
+from engrain.registry.task_vectors import publish_task_vector, read_task_vector
 from engrain.registry.vectors import PROOF, read_vector, read_verdict
-from engrain.source import Source, check_proved
+from engrain.source import Source, check_proved, find_source
+from engrain.subject import Subject
 from engrain.verifying import JUDGE, write_report
 from engrain.version import __version__
 
@@ -238,7 +239,7 @@ class Compiled:
         origin = self.version.config["origin"]
         return {
             "task_vector": self.version.reference,
-            **{key: origin[key] for key in ("backend", "spec", "forced", "seed")},
+            **{key: origin[key] for key in ("backend", "spec", "forced", "seed", "parts") if key in origin},
             "passed": self.passed,
             "behaviors": {name: one.to_json() for name, one in self.proved.items()},
         }
@@ -280,10 +281,53 @@ def compile_and_prove(
     if out is not None:
         task_vector.save(out, force=wish.force)
     version = publish_compiled(store, task_vector, sources)
+    subjects = [source.subject for source in sources]
+    return verify_weights(model, subjects, version, plugins, store, judge=judge, seed=wish.seed, bar=bar, say=say)
+
+
+def subjects_of(plugins: Plugins, store: Store, version: Version) -> list[Subject]:
+    """Return the behaviors whose vectors a published task vector takes the place of, with their unseen pairs.
+
+    Raises:
+        InputError: it does not say which, or they are not in the registry.
+    """
+    found: dict[str, Subject] = {}
+    for _, digest in compiled_from(store, version, read_task_vector(store, version.reference)):
+        subject = find_source(plugins, store, str(store.find(digest, ["vector"]))).subject
+        found.setdefault(subject.name, subject)
+    return list(found.values())
+
+
+def verify_weights(
+    model: SteerableModel,
+    subjects: Sequence[Subject],
+    version: Version,
+    plugins: Plugins,
+    store: Store,
+    *,
+    judge: str = JUDGE,
+    seed: int,
+    bar: Progress,
+    say: Callable[[str], None],
+) -> Compiled:
+    """Return what a published task vector does for each behavior, the vectors removed; verdicts are published.
+
+    Args:
+        model: the base.
+        subjects: the behaviors.
+        version: of the task vector.
+        plugins: where scorers and judges are found.
+        store: where the verdicts go.
+        judge: of free replies, ``NAME`` or ``NAME:ARGUMENT``.
+        seed: of every drawing and resampling.
+        bar: shows progress.
+        say: tells a person what is done.
+
+    Raises:
+        InputError: as ``verify_compiled``.
+    """
     proved = {}
-    for source in sources:
-        *_, verdict = verify_compiled(
-            model, source.subject, version, plugins, store, judge=judge, seed=wish.seed, bar=bar, say=say
-        )
-        proved[source.subject.name] = Proved.of(verdict)
+    for subject in subjects:
+        *_, verdict = verify_compiled(model, subject, version, plugins, store, judge=judge, seed=seed, bar=bar, say=say)
+        proved[subject.name] = Proved.of(verdict)
     return Compiled(version, proved)

@@ -1,6 +1,7 @@
 """The work behind verifying compiled weights: a published task vector, its subject and the registry together."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -115,24 +116,48 @@ def verify_compiled(
 
 
 def compiled_from(store: Store, published: Version, task_vector: TaskVector) -> list[tuple[Active, str]]:
-    """Return the vectors in use that a published task vector was compiled from, each with its digest.
+    """Return the vectors in use that a published task vector takes the place of, each with its digest.
+
+    Those of a combination are those of its parts, each as strong as its part's scale makes it; one that several parts
+    have is there once, as strong as they make it together.
 
     Raises:
         InputError: it does not say, or they are not in the registry.
     """
+    try:
+        if "parts" in task_vector.origin:
+            found = _of_parts(store, task_vector.origin["parts"])
+        else:
+            found = _of_parents(store, published, task_vector.origin["vectors"])
+    except (KeyError, TypeError) as error:
+        raise _unknown(published) from error
+    if not found:
+        raise _unknown(published)
+    return found
+
+
+def _of_parts(store: Store, parts: Sequence[Mapping[str, Any]]) -> list[tuple[Active, str]]:
+    summed: dict[tuple[Any, ...], tuple[Active, str]] = {}
+    for part in parts:
+        reference = store.find(part["digest"], ["task-vector"])
+        if reference is None:
+            raise KeyError(part["digest"])
+        own = store.resolve(reference)
+        for active, digest in compiled_from(store, own, read_task_vector(store, own.reference)):
+            use = (digest, active.layers, active.positions, active.operation, active.preserve_norm)
+            before = summed[use][0].strength if use in summed else 0.0
+            summed[use] = (replace(active, strength=before + part["scale"] * active.strength), digest)
+    return list(summed.values())
+
+
+def _of_parents(store: Store, published: Version, vectors: Sequence[Mapping[str, Any]]) -> list[tuple[Active, str]]:
     known: dict[str, tuple[SteeringVector, str]] = {}
     for parent in published.parents:
         reference = store.find(parent.digest, ["vector"]) if parent.role == "vector" else None
         if reference is not None:
             vector = read_vector(store, str(reference))
             known[vector.name] = (vector, parent.digest)
-    try:
-        found = [_used(known, one) for one in task_vector.origin["vectors"]]
-    except (KeyError, TypeError) as error:
-        raise _unknown(published) from error
-    if not found:
-        raise _unknown(published)
-    return found
+    return [_used(known, one) for one in vectors]
 
 
 def _used(known: Mapping[str, tuple[SteeringVector, str]], one: Mapping[str, Any]) -> tuple[Active, str]:
@@ -145,5 +170,5 @@ def _used(known: Mapping[str, tuple[SteeringVector, str]], one: Mapping[str, Any
 def _unknown(published: Version) -> InputError:
     return InputError(
         f"'{published.reference}' was compiled from vectors that are not in this registry, or does not say from which, "
-        f"so that there is nothing to hold it against. Compile it again: engrain compile {published.name}."
+        f"so that there is nothing to hold it against. Compile it again, or pull these vectors."
     )

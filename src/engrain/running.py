@@ -121,7 +121,7 @@ def _verdict(
 
 
 def _newest(store: Store, on: Version, subject: Subject, seed: int) -> Version | None:
-    evidence = newest_verdict(store, on.digest)
+    evidence = newest_verdict(store, subject.name, on.digest)
     if evidence is None or subject.test is None:
         return None
     version = store.resolve(evidence.reference)

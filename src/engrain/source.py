@@ -9,7 +9,7 @@ from engrain.core.contrast import PairSet
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
 from engrain.plugins.manager import Plugins
-from engrain.registry.policy import Evidence, newest_verdict
+from engrain.registry.policy import Evidence, deciding_verdict
 from engrain.registry.reference import Reference
 from engrain.registry.store import Store, Version
 from engrain.registry.vectors import activate_entry, read_pairs, read_vector
@@ -26,7 +26,7 @@ class Source:
     Attributes:
         subject: its behavior, with unseen pairs to prove the weights on.
         version: of the vector.
-        evidence: the newest verdict on exactly this version, or None.
+        evidence: the verdict that decides on exactly this version, or None.
         entry: how a profile wants it used, or None for its calibration.
     """
 
@@ -37,7 +37,7 @@ class Source:
 
     @property
     def proved(self) -> bool:
-        """Whether its newest verdict passed."""
+        """Whether the verdict that decides on it passed."""
         return self.evidence is not None and self.evidence.passed
 
     def activate(self, model: SteerableModel) -> Active:
@@ -76,7 +76,7 @@ def find_source(
             f"it has proved itself, 'engrain run {reference.name}' does all of it."
         )
     version = store.resolve(reference)
-    evidence = newest_verdict(store, version.digest)
+    evidence = deciding_verdict(store, version.digest)
     name = version.name
     if name in plugins.behaviors():
         subject = find_subject(plugins, store, name)

@@ -15,6 +15,7 @@ from engrain.core.vector import Calibration, SteeringVector
 from engrain.core.verdict import Gate, Verdict
 from engrain.loading import load
 from engrain.plugins.behavior import Behavior
+from engrain.registry.policy import newest_verdict
 from engrain.registry.store import Parent, Store, Version
 from engrain.registry.task_vectors import read_task_vector
 from engrain.registry.vectors import publish_pairs, publish_vector, publish_verdict, read_vector
@@ -91,6 +92,30 @@ def test_a_verified_vector_is_compiled_published_and_verified_again(
     # What exists is left alone, and before the work.
     again = engrain("compile", "saying", "--backend", "bias", "--out", out, "-m", folder)
     assert (again.code, "--force" in again.err, "sampling" in again.err) == (2, True, False)
+
+
+def test_a_combination_gets_a_verdict_for_each_behavior(engrain: Any, folder: Path, model: SteerableModel) -> None:
+    publish(model, behavior("other", "bbb"), 2)
+    for name in ("saying", "other"):
+        assert engrain("compile", name, "--backend", "bias", "-m", folder).code in (0, 1)
+    done = engrain("registry", "combine", "saying", "other=-0.5", "--as", "pair")
+    assert "engrain verify task-vector/pair@1" in done.out
+    assert Store().names("verdict") == ["other", "saying"]
+    done = engrain("verify", "task-vector/pair@1", "-m", folder, "--json")
+    assert done.code in (0, 1), done.err
+    assert done.json["task_vector"] == "task-vector/pair@1"
+    assert done.json["behaviors"].keys() == {"saying", "other"}
+    # Biases of the vectors at the strengths of their scales.
+    for one in done.json["behaviors"].values():
+        assert one["recovered"] == pytest.approx(1, abs=1e-3)
+    assert done.json["behaviors"]["other"]["verdict"]["strength"] == pytest.approx(-0.5)
+    pair = Store().resolve("task-vector/pair@1").digest
+    for name in ("saying", "other"):
+        newest = newest_verdict(Store(), name, pair)
+        assert newest is not None
+        assert newest.passed == done.json["behaviors"][name]["verdict"]["passed"]
+    assert "recovered of the vector's effect" in engrain("verify", "task-vector/pair", "-m", folder).out
+    assert "for vectors" in engrain("verify", "task-vector/pair", "--pairs", "x.jsonl", "-m", folder).err
 
 
 def test_rank1_is_selective_and_what_it_prints_is_for_people(engrain: Any, folder: Path, model: SteerableModel) -> None:

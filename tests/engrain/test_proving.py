@@ -22,18 +22,21 @@ from engrain.core.compile.compiler import Order
 from engrain.core.compile.proof import Proof
 from engrain.core.composition import activate
 from engrain.core.contrast import ContrastPair, Message, PairSet
-from engrain.core.errors import InputError
+from engrain.core.errors import EngrainError, InputError
 from engrain.core.extract import extract
 from engrain.core.model import SteerableModel
 from engrain.core.scoring import margins
 from engrain.core.task_vector import TaskVector
 from engrain.core.vector import Calibration, SteeringVector
 from engrain.plugins.manager import build_manager
-from engrain.proving import verify_compiled
+from engrain.proving import compiled_from, verify_compiled
+from engrain.registry.combine import combine
+from engrain.registry.delete import delete
 from engrain.registry.manifest import titled
-from engrain.registry.policy import newest_verdict
+from engrain.registry.policy import deciding_verdict
+from engrain.registry.reference import Reference
 from engrain.registry.store import Parent, Store, Version
-from engrain.registry.task_vectors import publish_task_vector
+from engrain.registry.task_vectors import publish_task_vector, read_task_vector
 from engrain.registry.vectors import PROOF, REPORT, publish_vector
 from engrain.subject import Subject
 from tiny import byte_tokenizer, random_model
@@ -122,11 +125,11 @@ def test_weights_are_verified_as_they_are_stored_and_published_with_their_proof(
     assert proof.control is None
     assert REPORT in titled(version.manifest)
     assert b"with the vector removed" in version.path(REPORT).read_bytes()
-    evidence = newest_verdict(store, published.digest)
+    evidence = deciding_verdict(store, published.digest)
     assert evidence is not None
     assert evidence.passed == verdict.passed
     # Weights say nothing for or against the vector.
-    assert newest_verdict(store, source.digest) is None
+    assert deciding_verdict(store, source.digest) is None
 
 
 def test_an_interrupted_verification_goes_on_and_is_the_same_version(
@@ -164,6 +167,23 @@ def test_another_process_that_reads_what_is_stored_publishes_the_same_version(mo
     assert other.stdout.strip() == verified(model, store, published)[2].digest
 
 
+def test_a_combination_is_verified_against_the_vectors_of_its_parts(model: SteerableModel) -> None:
+    store, vector = Store(), vector_of(model)
+    source, one = publish(model, store, vector)
+    _, other = publish(model, store, vector, scale=0.5)
+    made = combine(store, [(one.reference, 0.25), (other.reference, 1.5)], "sum").version
+    ((active, digest),) = compiled_from(store, made, read_task_vector(store, made.reference))
+    assert (digest, active.strength, active.layers) == (source.digest, pytest.approx(1.75 * 3.0), (1,))
+    # Of one part, halved by its scale, the weights are those of the vector at that strength.
+    half = combine(store, [(one.reference, 0.5)], "half").version
+    _, proof, version = verified(model, store, half)
+    assert proof.compiled.recovered.value == pytest.approx(1, abs=1e-3)
+    assert {parent.digest for parent in version.parents if parent.role == "teacher"} == {source.digest}
+    delete(store, Reference.parse(source.reference), "gone")
+    with pytest.raises(EngrainError):
+        verified(model, store, half)
+
+
 def interrupted(*given: object, **named: object) -> None:
     raise KeyboardInterrupt
 
@@ -175,7 +195,7 @@ def test_weights_without_their_vector_are_refused_with_the_mend(model: Steerable
     named = TaskVector("yes", made.tensors, made.fingerprint, {"vectors": [{"name": "no"}]})
     for one, parents in ((made, [Parent("vector", source.digest)]), (named, [Parent("vector", source.digest)])):
         published = publish_task_vector(store, "yes", one, parents)
-        with pytest.raises(InputError, match="engrain compile yes"):
+        with pytest.raises(InputError, match="Compile it again"):
             verified(model, store, published)
 
 

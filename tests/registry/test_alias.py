@@ -87,9 +87,20 @@ def test_a_protected_alias_takes_only_what_has_a_passing_verdict(store: Store) -
     with pytest.raises(PolicyError, match=r"protected.*no verdict is on it\. Nothing was moved"):
         move_alias(store, STABLE, 2)
     judge(store, store.resolve("vector/brevity@2"), False)
-    with pytest.raises(PolicyError, match=r"verdict/brevity@1, did not pass"):
+    with pytest.raises(PolicyError, match=r"verdict/brevity@1 on it did not pass"):
         move_alias(store, STABLE, 2)
-    judge(store, store.resolve("vector/brevity@2"), True, name="another-name")
+    judge(store, store.resolve("vector/brevity@2"), True)
+    move_alias(store, STABLE, 2)
+    assert at(store, STABLE) == 2
+
+
+def test_each_behavior_has_to_pass(store: Store) -> None:
+    version = store.resolve("vector/brevity@2")
+    judge(store, version, False)
+    judge(store, version, True, name="another-name")
+    with pytest.raises(PolicyError, match="verdict/brevity@1 on it did not pass"):
+        move_alias(store, STABLE, 2)
+    judge(store, version, True)
     move_alias(store, STABLE, 2)
     assert at(store, STABLE) == 2
 
@@ -98,7 +109,7 @@ def test_the_newest_verdict_decides(store: Store) -> None:
     version = store.resolve("vector/brevity@2")
     judge(store, version, True)
     judge(store, version, False)
-    with pytest.raises(PolicyError, match="verdict/brevity@2, did not pass"):
+    with pytest.raises(PolicyError, match="verdict/brevity@2 on it did not pass"):
         move_alias(store, STABLE, 2)
 
 

@@ -9,12 +9,11 @@ from rich.table import Table
 
 from engrain.cli.options import json_option, judge_option, model_option, parse_layers
 from engrain.cli.output import print_json, progress_bar, say
-from engrain.cli.verify import print_verdict
+from engrain.cli.verify import print_compiled
 from engrain.core.contrast import PairSet
 from engrain.core.errors import InputError
 from engrain.core.names import check_name
 from engrain.plugins.manager import Plugins
-from engrain.report import MISSING
 
 _GIB = 1 << 30
 
@@ -117,7 +116,7 @@ def compile_command(
     result = compiled.to_json() | {"folder": None if out is None else str(out)}
     if profile_file is None:
         result |= result.pop("behaviors")[sources[0].subject.name]
-    print_json(result) if as_json else _print(result)
+    print_json(result) if as_json else print_compiled(result)
     if not compiled.passed:
         context.exit(1)
 
@@ -138,14 +137,3 @@ def _plan(
         table.add_row(what, f"{size / _GIB:.3f}", str(size), style="bold" if what == "total" else "")
     Console().print(table)
     click.echo(f"{found.plan.trained} of {found.plan.parameters} parameters are trained, with {found.optimizer}")
-
-
-def _print(result: dict[str, Any]) -> None:
-    click.echo(f"{result['task_vector']}: {result['backend']}, {result['spec']}")
-    for name, one in result.get("behaviors", {"": result}).items():
-        print_verdict(one["verdict"])
-        recovered = one["proof"]["compiled"]["recovered"]
-        interval = "" if recovered["ci95"] is None else " ({:.2f} to {:.2f})".format(*recovered["ci95"])
-        click.echo(f"{f'{name}: ' if name else ''}recovered of the vector's effect: {one['recovered']:.2f}{interval}")
-        click.echo(f"drift on neutral text, of the vector's own: {one['drift_ratio']:.2f}")
-        click.echo(MISSING if one["verdict"]["report"] is None else f"report: {one['verdict']['report']}")

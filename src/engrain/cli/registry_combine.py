@@ -38,3 +38,4 @@ def combine_command(parts: tuple[str, ...], name: str, as_json: bool) -> None:
         click.echo(f"cosine of {one.first} and {one.second}:")
         cosines = [f"  block {layer}: {cosine:+.3f}" for layer, cosine in one.cosines.items()]
         click.echo("\n".join(cosines or ["  they change no block together"]))
+    click.echo(f"for the verdict of each behavior on the sum: engrain verify {done.version.reference}")

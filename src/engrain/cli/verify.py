@@ -1,7 +1,7 @@
 """``engrain verify``: the verdict on a vector, from unseen conversations."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -13,6 +13,9 @@ from engrain.core.contrast import PairSet
 from engrain.core.errors import InputError, OutputExistsError
 from engrain.plugins.manager import Plugins
 from engrain.report import MISSING, available
+
+if TYPE_CHECKING:
+    from engrain.registry.store import Store
 
 
 @click.command("verify")
@@ -42,6 +45,9 @@ def verify_command(
     labels, all of the same length; side effects are within their budget. The verdict is published with its numbers and
     its report, one HTML file. An interrupted run goes on where it was.
 
+    A task vector (task-vector/NAME) is verified for each behavior that it was compiled or combined from, with the
+    vectors off.
+
     Example: engrain verify listening
     """
     plugins: Plugins = context.obj
@@ -52,10 +58,16 @@ def verify_command(
         if report.exists() and not force:
             raise OutputExistsError(report)
 
+    from engrain.registry.reference import Reference
     from engrain.registry.store import Store
     from engrain.subject import find_subject
 
     store = Store()
+    if "/" in name and Reference.parse(name).kind == "task-vector":
+        if pairs_file is not None or report is not None:
+            raise InputError("--pairs and --report are for vectors; weights are verified on each behavior's own pairs.")
+        _verify_weights(context, store, name, judge, seed, model_name, as_json)
+        return
     subject = find_subject(plugins, store, name)
     if pairs_file is not None:
         subject = subject.tested_on(PairSet.read(pairs_file))
@@ -79,6 +91,39 @@ def verify_command(
         click.echo(said)
     if not verdict.passed:
         context.exit(1)
+
+
+def _verify_weights(
+    context: click.Context, store: "Store", name: str, judge: str | None, seed: int, model_name: str, as_json: bool
+) -> None:
+    from engrain.compiling import subjects_of, verify_weights
+    from engrain.loading import load
+    from engrain.verifying import JUDGE
+
+    plugins: Plugins = context.obj
+    version = store.resolve(name)
+    subjects = subjects_of(plugins, store, version)
+    model = load(model_name, plugins=plugins)
+    with progress_bar() as bar:
+        done = verify_weights(
+            model, subjects, version, plugins, store, judge=judge or JUDGE, seed=seed, bar=bar, say=say
+        )
+    print_json(done.to_json()) if as_json else print_compiled(done.to_json())
+    if not done.passed:
+        context.exit(1)
+
+
+def print_compiled(result: dict[str, Any]) -> None:
+    """Print what weights do: the verdict for each behavior, and how near they are to the vector."""
+    spec = f", {result['spec']}" if "spec" in result else ""
+    click.echo(f"{result['task_vector']}: {result['backend']}{spec}")
+    for name, one in result.get("behaviors", {"": result}).items():
+        print_verdict(one["verdict"])
+        recovered = one["proof"]["compiled"]["recovered"]
+        interval = "" if recovered["ci95"] is None else " ({:.2f} to {:.2f})".format(*recovered["ci95"])
+        click.echo(f"{f'{name}: ' if name else ''}recovered of the vector's effect: {one['recovered']:.2f}{interval}")
+        click.echo(f"drift on neutral text, of the vector's own: {one['drift_ratio']:.2f}")
+        click.echo(MISSING if one["verdict"]["report"] is None else f"report: {one['verdict']['report']}")
 
 
 def print_verdict(found: dict[str, Any]) -> None:
