@@ -18,13 +18,16 @@ from engrain.core.blocks import block_output
 from engrain.core.composition import TokenLayout
 from engrain.core.packing import Encoded, Pack, pack_rows, pack_trees, shared_start
 from engrain.core.precision import float32_compute, has_half_units
+from engrain.core.tree_attention import branches, by_branches
 
 if TYPE_CHECKING:
     from engrain.core.model import SteerableModel
 
-# Matrix products run at full speed from about 128 tokens on. Attention over a whole pack costs 4 * tokens^2 * d_model
-# operations a block, which is an eighth of the demo model's matrix products at 384 tokens, and grows from there.
+# Matrix products run at nearly full speed from about 128 tokens on, and logits take four bytes a word and token: 75 MB
+# for 384 tokens of the demo model.
 PACK_TOKENS = 384
+# For passes that end in hidden states, which take little: a tenth faster.
+STATE_TOKENS = 1024
 
 Observer = Callable[[int, Tensor], None]
 
@@ -82,13 +85,13 @@ class PackRunner:
     def observe(self, pack: Pack, observe: Observer) -> None:
         """Run a pack and hand ``observe`` the output of each of the layers, [batch * seq, d_model], in their order."""
         inputs = self._inputs(pack)
-        with self._pass(pack.index, pack.generated), self._observing(observe):
+        with self._pass(pack, inputs), self._observing(observe):
             self._model.decoder(**inputs)
 
     def run(self, pack: Pack) -> None:
         """Run a pack through the blocks, for the hooks that stand on them."""
         inputs = self._inputs(pack)
-        with self._pass(pack.index, pack.generated):
+        with self._pass(pack, inputs):
             self._model.decoder(**inputs)
 
     def logits(self, pack: Pack, places: Tensor) -> Tensor:
@@ -107,14 +110,23 @@ class PackRunner:
         """Return logits [batch, kept, vocabulary] and where each of the columns stands among the kept."""
         hf = self._model.hf
         inputs = self._inputs(pack)
-        with self._pass(pack.index, pack.generated):
+        with self._pass(pack, inputs):
             if "logits_to_keep" in inspect.signature(hf.forward).parameters:
                 wanted, at = columns.unique(return_inverse=True)
                 return hf(**inputs, logits_to_keep=wanted.to(hf.device)).logits, at
             return hf(**inputs).logits, columns
 
     @contextmanager
-    def _pass(self, index: Tensor, generated: Tensor) -> Iterator[None]:
+    def _pass(self, pack: Pack, inputs: dict[str, Any]) -> Iterator[None]:
+        config = self._model.hf.config.get_text_config(decoder=True)
+        # A checkpointed block is computed again on the way back, when this context has ended.
+        learns = self._learning and torch.is_grad_enabled()
+        found = () if learns or not pack.cuts else branches(pack.cuts, inputs["attention_mask"])
+        with self._laid_out(pack.index, pack.generated), by_branches(config, found):
+            yield
+
+    @contextmanager
+    def _laid_out(self, index: Tensor, generated: Tensor) -> Iterator[None]:
         device = self._model.hf.device
         layout = TokenLayout(index.to(device), generated.to(device))
         widened = float32_compute(self._model.decoder, self._model.blocks) if self._float32 else nullcontext()
@@ -146,7 +158,10 @@ class PackRunner:
         tokens = torch.tensor([self._sequences[0].prompt[: self._start]], device=self._model.hf.device)
         index = torch.arange(self._start)[None]
         cache = DynamicCache()
-        with self._pass(index, torch.zeros_like(index, dtype=torch.bool)), self._observing(lambda layer, hidden: None):
+        with (
+            self._laid_out(index, torch.zeros_like(index, dtype=torch.bool)),
+            self._observing(lambda layer, hidden: None),
+        ):
             self._model.decoder(input_ids=tokens, past_key_values=cache, use_cache=True)
         # A layer without keys and values is one of a family whose trees are refused by computes_trees.
         return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[misc, union-attr]

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from engrain.core.capture import PACK_TOKENS, PackRunner
+from engrain.core.capture import STATE_TOKENS, PackRunner
 from engrain.core.chat import encode_reply
 from engrain.core.contrast import ContrastPair, PairSet
 from engrain.core.errors import DataError, UnknownNameError
@@ -93,7 +93,7 @@ def extract(
     positions: str = "response-mean",
     estimator: Callable[[int], Estimator] = MeanDifference,
     name: str = "vector",
-    tokens: int = PACK_TOKENS,
+    tokens: int = STATE_TOKENS,
     progress: Progress | None = None,
 ) -> SteeringVector:
     """Return the direction from the replies without a behavior to those with it, at every layer asked for.
@@ -164,7 +164,7 @@ def pair_differences(
     def take(layer: int, numbers: Sequence[int], positive: Tensor, negative: Tensor) -> None:
         found[list(numbers)] = positive - negative
 
-    _represent(model, pairs, [layer], positions, take, PACK_TOKENS, progress)
+    _represent(model, pairs, [layer], positions, take, STATE_TOKENS, progress)
     return found
 
 

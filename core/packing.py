@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# A shorter branch than this is computed with the next one.
+BRANCH_TOKENS = 64
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -33,6 +36,7 @@ class Pack:
         visible: which tokens each token sees, booleans [seq, seq] for a tree; None where each row is one sequence.
         paths: for each member, where its tokens stand in the flattened [batch * seq], the shared start left out.
         prompt_lengths: for each member, how many tokens of its path are prompt.
+        cuts: where the branches of a tree begin, and where the last one ends; empty where each row is one sequence.
     """
 
     members: tuple[int, ...]
@@ -42,6 +46,7 @@ class Pack:
     visible: Tensor | None
     paths: tuple[Tensor, ...]
     prompt_lengths: tuple[int, ...]
+    cuts: tuple[int, ...] = ()
 
     def reply(self, place: int) -> Tensor:
         """Return where the reply tokens of the member at ``place`` stand, [reply]."""
@@ -71,6 +76,7 @@ def pack_trees(sequences: Sequence[Encoded], start: int, tokens: int, group: int
     for first in order:
         members = range(first, first + group)
         before = tree.mark()
+        tree.cut()
         for member in members:
             tree.add(member, sequences[member])
         if len(tree) > tokens and before.members:
@@ -101,6 +107,7 @@ class _Tree:
         self.members: list[int] = []
         self.paths: list[list[int]] = []
         self.prompt_lengths: list[int] = []
+        self.cuts = [0]
         # Told apart by being of a reply: positional steering treats the same token differently there.
         self.children: dict[tuple[int, int, bool], int] = {}
 
@@ -117,6 +124,11 @@ class _Tree:
             del per_node[mark.nodes :]
         for per_member in (self.members, self.paths, self.prompt_lengths):
             del per_member[mark.members :]
+
+    def cut(self) -> None:
+        """Let a branch end here, if it is long enough."""
+        if len(self.tokens) - self.cuts[-1] >= BRANCH_TOKENS:
+            self.cuts.append(len(self.tokens))
 
     def add(self, member: int, sequence: Encoded) -> None:
         node, path = -1, []
@@ -150,6 +162,7 @@ class _Tree:
             torch.from_numpy(visible),
             tuple(torch.tensor(path) for path in self.paths),
             tuple(self.prompt_lengths),
+            (*(cut for cut in self.cuts if cut < len(self.tokens)), len(self.tokens)),
         )
 
 

@@ -173,7 +173,8 @@ def test_a_combination_is_verified_against_the_vectors_of_its_parts(model: Steer
     _, other = publish(model, store, vector, scale=0.5)
     made = combine(store, [(one.reference, 0.25), (other.reference, 1.5)], "sum").version
     ((active, digest),) = compiled_from(store, made, read_task_vector(store, made.reference))
-    assert (digest, active.strength, active.layers) == (source.digest, pytest.approx(1.75 * 3.0), (1,))
+    assert (digest, active.layers) == (source.digest, (1,))
+    assert active.strength == pytest.approx(1.75 * 3.0)
     # Of one part, halved by its scale, the weights are those of the vector at that strength.
     half = combine(store, [(one.reference, 0.5)], "half").version
     _, proof, version = verified(model, store, half)

@@ -182,7 +182,8 @@ def test_the_command_publishes_says_how_far_the_parts_interfere_and_prints_one_o
     words = ("task-vector/listening@1", "not_rushing=0.8", "--as", "pair")
     code, out, err = run(capsys, monkeypatch, *words)
     assert (code, err) == (0, "")
-    first, second, third = out.splitlines()
+    first, second, third, last = out.splitlines()
+    assert last.endswith("engrain verify task-vector/pair@1")
     assert first == "task-vector/pair@1 = 1 * task-vector/listening@1 + 0.8 * task-vector/not_rushing@1"
     assert second == "cosine of task-vector/listening@1 and task-vector/not_rushing@1:"
     assert third.startswith("  block 2: ")
