@@ -3,7 +3,9 @@
 import json
 import os
 import platform
+import shlex
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -68,8 +70,14 @@ def show(rows: Sequence[Sequence[object]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def command() -> str:
+    """Return the command that runs, as somebody would type it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return shlex.join(["python", "-m", "unknown" if spec is None else spec.name, *sys.argv[1:]])
+
+
 def write(name: str, result: dict[str, Any]) -> None:
-    """Write a result as JSON, with the machine's line."""
+    """Write a result as JSON, with the machine and the command."""
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"machine": machine()} | result, indent=2, sort_keys=True)
+    text = json.dumps({"machine": machine(), "command": command()} | result, indent=2, sort_keys=True)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")

@@ -17,6 +17,8 @@ PARTS = (
     ["registry_writers"],
     ["registry_faults", "kill"],
     ["registry_faults", "flip"],
+    ["growth"],
+    ["page"],
 )
 
 

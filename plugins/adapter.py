@@ -1,6 +1,6 @@
 """A task vector as a LoRA adapter that PEFT loads and vLLM serves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from engrain.core.blocks import linear_modules
+from engrain.core.contrast import ContrastPair
 from engrain.core.errors import InputError, VectorError
-from engrain.core.factors import Decomposition, decompose
+from engrain.core.factors import Decomposition, decompose, smallest_rank, truncated
 from engrain.core.files import folder_atomically
 from engrain.core.model import SteerableModel
+from engrain.core.scoring import margins
 from engrain.core.task_vector import TaskVector
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -22,8 +24,6 @@ def take_apart(
     task_vector: TaskVector, model: SteerableModel, moments: Mapping[str, Tensor] | None = None
 ) -> dict[str, Decomposition]:
     """Return the decomposition of each matrix, by the name of its tensor.
-
-    ``smallest_rank`` of these finds the rank that keeps what the task vector does.
 
     Args:
         task_vector: matrices of linear modules and nothing else.
@@ -51,6 +51,37 @@ def take_apart(
         module, _ = linear[module_name]
         parts[name] = decompose(delta, moment, transposed=not isinstance(module, nn.Linear))
     return parts
+
+
+def rank_for_pairs(
+    task_vector: TaskVector, model: SteerableModel, pairs: Sequence[ContrastPair]
+) -> tuple[int, float] | None:
+    """Return the smallest rank that keeps 97 % of what the task vector does to the pairs' margins, and what it keeps.
+
+    Args:
+        task_vector: matrices of linear modules and nothing else.
+        model: its base, with nothing on it.
+        pairs: contrast pairs that no verdict is on.
+
+    Returns:
+        The rank of all matrices and the share that is kept, or None where the margins do not rise: there is nothing to
+        keep then.
+
+    Raises:
+        VectorError: a tensor that no LoRA adapter can hold, with the reason.
+    """
+    parts = take_apart(task_vector, model)
+    base = margins(model, pairs)
+
+    def effect(candidate: TaskVector) -> float:
+        with model.compiled(candidate):
+            return float((margins(model, pairs) - base).mean())
+
+    whole = effect(task_vector)
+    if whole <= 0:
+        return None
+    rank = smallest_rank(task_vector, parts, effect)
+    return rank, effect(truncated(task_vector, parts, rank)) / whole
 
 
 def write_adapter(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from engrain.core.contrast import ContrastPair
     from engrain.core.model import SteerableModel
     from engrain.core.task_vector import TaskVector
     from engrain.core.vector import SteeringVector
@@ -21,6 +22,7 @@ class Export:
         force: overwrite what is there.
         open_model: loads the model that it was made on; a format that does not need one does not call it.
         rank: for formats of low rank; None leaves the choice to the exporter.
+        pairs: contrast pairs of the behavior that no verdict is on, to see what of it is kept; or none.
     """
 
     artifact: "SteeringVector | TaskVector"
@@ -28,3 +30,4 @@ class Export:
     force: bool
     open_model: "Callable[[], SteerableModel]"
     rank: int | None = None
+    pairs: "tuple[ContrastPair, ...]" = ()

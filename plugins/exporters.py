@@ -40,12 +40,17 @@ def export_hf(export: Export) -> Mapping[str, Any]:
 
 
 def export_peft(export: Export) -> Mapping[str, Any]:
-    """Write a LoRA adapter."""
+    """Write a LoRA adapter, where no rank is given of the smallest that keeps what the weights do for the pairs."""
     from engrain.core.task_vector import TaskVector
-    from engrain.plugins.adapter import write_adapter
+    from engrain.plugins.adapter import rank_for_pairs, write_adapter
 
-    assert isinstance(export.artifact, TaskVector)
-    return write_adapter(export.artifact, export.open_model(), export.out, rank=export.rank, force=export.force)
+    task_vector, model, rank = export.artifact, export.open_model(), export.rank
+    assert isinstance(task_vector, TaskVector)
+    chosen = rank_for_pairs(task_vector, model, export.pairs) if rank is None and export.pairs else None
+    if chosen is None:
+        return write_adapter(task_vector, model, export.out, rank=rank, force=export.force)
+    rank, kept = chosen
+    return {**write_adapter(task_vector, model, export.out, rank=rank, force=export.force), "kept": kept}
 
 
 def export_gguf(export: Export) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """A proof: what was asked of compiled weights and what they do, in numbers, on texts that nothing was made from."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from engrain.core.change import Change
@@ -147,6 +147,8 @@ class Proof:
         scales: the task vector scaled, 0 and 1 among them, ascending.
         control: what a random direction of the same length does, compiled by the same recipe; None without one.
         seed: of every drawing and resampling.
+        attention: of "base", "steered" and "compiled" the share of attention that the steered model's replies pay to
+            the user's last turn, from the first changed block on; empty for families that hand out no weights.
     """
 
     steered: Change
@@ -156,6 +158,7 @@ class Proof:
     scales: tuple[Point, ...]
     control: Change | None
     seed: int
+    attention: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Self:
@@ -176,6 +179,8 @@ class Proof:
                 tuple(Point(**{**one, "ci95": one["ci95"] and tuple(one["ci95"])}) for one in found["scales"]),
                 None if control is None else Change.from_json(control),
                 found["seed"],
+                # Those of before say nothing of it.
+                found.get("attention", {}),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"This is no whole proof ({type(error).__name__}: {error}).") from error
@@ -191,4 +196,5 @@ class Proof:
             "scales": [asdict(one) | {"ci95": one.ci95 and list(one.ci95)} for one in self.scales],
             "control": None if self.control is None else self.control.to_json(),
             "seed": self.seed,
+            "attention": dict(self.attention),
         }

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engrain.core.change import Change
+from engrain.core.compile.attention import attention_mass, turn_of
 from engrain.core.compile.compiler import Progress, check_base
 from engrain.core.compile.passes import Edit
 from engrain.core.compile.proof import Depth, Drift, Fidelity, Point, Proof, Share
@@ -101,6 +103,20 @@ class _Work:
             self.progress("proof: hidden states", len(pack.members))
         return {"kl": sums, "depths": [vars(shift.depth(layer)) for layer, shift in shifts.items()]}
 
+    def attention(self, replies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Return the share of attention on the last turn of the user, of each, on the steered model's replies."""
+        turns = {self.model.render(prompt): turn_of(self.model, prompt) for prompt in self.held_out.prompts}
+        sequences = [Encoded(tuple(one["prompt"]), tuple(one["reply"])) for one in replies]
+        edits: dict[str, Edit] = {BASE: nullcontext, _STEERED: self.teacher, _COMPILED: self.students[_COMPILED]}
+        found = {}
+        for name, edit in edits.items():
+            with edit():
+                mass = attention_mass(self.model, sequences, [turns[one.prompt] for one in sequences], self.entry)
+            if mass is not None:
+                found[name] = mass
+            self.progress("proof: attention", len(sequences))
+        return found
+
     def drift(self, kind: str) -> dict[str, Any]:
         """Return how far each edit moves the neutral texts of one kind."""
         sequences, edits = _neutral(self.held_out.neutral)[kind], {_STEERED: self.teacher, **self.students}
@@ -121,6 +137,7 @@ class _Work:
             "proof: replies": len(self.held_out.prompts),
             "proof: pairs": 2 * len(self.held_out.pairs.ordinary),
             "proof: hidden states": len(self.held_out.prompts),
+            "proof: attention": 3 * len(self.held_out.prompts),
             "proof: neutral text": len(self.held_out.neutral),
         }
 
@@ -183,6 +200,7 @@ def prove(
     margins = steps.do("proof: pairs", work.margins)
     replies = steps.do("proof: replies", work.replies)
     likeness = steps.do("proof: hidden states", lambda: work.likeness(replies))
+    attention = steps.do("proof: attention", lambda: work.attention(replies))
     drift = {kind: steps.do(f"proof: {kind}", partial(work.drift, kind)) for kind in kinds}
 
     def fidelity(name: str) -> Fidelity:
@@ -206,6 +224,7 @@ def prove(
         tuple(sorted(points, key=lambda one: one.scale)),
         None if control is None else change(_CONTROL),
         seed,
+        attention,
     )
 
 

@@ -1,11 +1,14 @@
-"""Finding what is to be exported."""
+"""Finding what is to be exported, and pairs that say what of it is kept."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from engrain.core.errors import InputError
+from engrain.compiling import subjects_of
+from engrain.core.contrast import ContrastPair
+from engrain.core.errors import EngrainError, InputError
 from engrain.core.task_vector import MANIFEST, TaskVector
 from engrain.core.vector import SteeringVector
+from engrain.plugins.manager import Plugins
 from engrain.registry.store import Store
 from engrain.registry.task_vectors import read_task_vector
 from engrain.registry.vectors import read_vector
@@ -38,3 +41,20 @@ def read_artifact(store: Store, where: str, kinds: Sequence[str], format_name: s
             f"'{where}' is a {kind}, and {format_name} holds a {' or a '.join(kinds)}; {mend}".rstrip("; ")
         )
     return read_vector(store, where) if kind == "vector" else read_task_vector(store, where)
+
+
+def calibration_pairs(plugins: Plugins, store: Store, where: str) -> tuple[ContrastPair, ...]:
+    """Return ordinary calibration pairs of the behaviors in a task vector; none for a folder, or of unknown behaviors.
+
+    Args:
+        plugins: where behaviors are found.
+        store: where references are resolved.
+        where: what is exported, as ``read_artifact`` takes it.
+    """
+    if Path(where).exists() or where.startswith((".", "/", "~")):
+        return ()
+    try:
+        subjects = subjects_of(plugins, store, store.resolve(where, default_kind="task-vector"))
+    except EngrainError:
+        return ()
+    return tuple(pair for subject in subjects for pair in subject.calibration.ordinary)

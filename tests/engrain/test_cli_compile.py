@@ -94,6 +94,24 @@ def test_a_verified_vector_is_compiled_published_and_verified_again(
     assert (again.code, "--force" in again.err, "sampling" in again.err) == (2, True, False)
 
 
+def test_an_adapter_has_the_smallest_rank_that_keeps_the_effect(
+    engrain: Any, folder: Path, model: SteerableModel, tmp_path: Path
+) -> None:
+    assert engrain("compile", "saying", "--backend", "rank1", "-m", folder).code in (0, 1)
+    assert engrain("registry", "combine", "saying=-1", "--as", "unsaid").code == 0
+    shares = []
+    for name in ("saying", "unsaid"):
+        done = engrain("export", name, "--format", "peft", "--out", tmp_path / name, "--json")
+        assert done.code == 0, done.err
+        assert done.json["rank"] == 1
+        shares.append(done.json.get("kept"))
+    # A random vector makes the pairs' margins rise one way, and fall the other: then there is nothing to keep.
+    assert sorted(share is None for share in shares) == [False, True]
+    assert [share for share in shares if share is not None] == [pytest.approx(1, abs=1e-3)]
+    asked = engrain("export", "saying", "--format", "peft", "--rank", 1, "--out", tmp_path / "asked", "--json")
+    assert "kept" not in asked.json
+
+
 def test_a_combination_gets_a_verdict_for_each_behavior(engrain: Any, folder: Path, model: SteerableModel) -> None:
     publish(model, behavior("other", "bbb"), 2)
     for name in ("saying", "other"):

@@ -16,7 +16,7 @@ from engrain.plugins.manager import Plugins
 @click.option("--format", "format_name", required=True, help="hf, peft, gguf, safetensors, or what a plugin adds.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The file or folder to write.")
 @click.option("-m", "--model", "model_name", help="The base; by default the model that it says it was made on.")
-@click.option("--rank", type=click.IntRange(min=1), help="Of a LoRA adapter; by default what loses at most a tenth.")
+@click.option("--rank", type=click.IntRange(min=1), help="Of a LoRA adapter; by default what keeps 97 % of the effect.")
 @force_option
 @json_option
 @click.pass_obj
@@ -39,17 +39,20 @@ def export_command(
         raise OutputExistsError(out)
 
     from engrain.core.model import SteerableModel
-    from engrain.exporting import read_artifact
+    from engrain.core.task_vector import TaskVector
+    from engrain.exporting import calibration_pairs, read_artifact
     from engrain.loading import load
     from engrain.registry.store import Store
 
-    artifact = read_artifact(Store(), reference, kinds, format_name)
+    store = Store()
+    artifact = read_artifact(store, reference, kinds, format_name)
+    pairs = calibration_pairs(plugins, store, reference) if isinstance(artifact, TaskVector) and rank is None else ()
     made_on = "demo" if artifact.fingerprint is None else artifact.fingerprint.source
 
     def open_model() -> SteerableModel:
         return load(model_name or made_on, plugins=plugins)
 
-    said = write(Export(artifact, out, force, open_model, rank))
+    said = write(Export(artifact, out, force, open_model, rank, pairs))
     if as_json:
         print_json({"format": format_name, "out": str(out), "name": artifact.name, **said})
         return

@@ -110,7 +110,9 @@ class Compiled:
         ]
         head = ("hidden states", "residual", "projection", "cosine")
         sentence = "The shift from base to compiled beside that from base to steered: 0, 1 and 1 where they are one."
-        return Section("Depth", sentence, tables=[Table(head, rows)])
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in self.proof.attention.items())
+        said = [f"Attention that the replies pay to the user's last turn, from the first changed block on: {shares}."]
+        return Section("Depth", sentence, tables=[Table(head, rows)], points=said if shares else [])
 
 
 def _shares(share: "Share") -> str:

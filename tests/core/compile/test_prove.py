@@ -85,6 +85,9 @@ def proved(model: SteerableModel, task_vector: TaskVector, edit: Active | None =
     return prove(model, [edit or active()], task_vector, held_out(model), **how)
 
 
+KINDS = ("proof: pairs", "proof: replies", "proof: hidden states", "proof: attention", "proof: neutral text")
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral-window"])
 def test_the_vector_as_a_bias_is_all_of_the_vector(family: str) -> None:
     model = fresh(family)
@@ -101,6 +104,11 @@ def test_the_vector_as_a_bias_is_all_of_the_vector(family: str) -> None:
         assert one.residual == pytest.approx(0, abs=1e-6)
         assert (one.projection, one.cosine) == pytest.approx((1, 1), abs=1e-4)
     assert found.steered.effect == pytest.approx(found.scales[2].effect, rel=1e-3)
+    assert found.attention["compiled"] == pytest.approx(found.attention["steered"], abs=1e-6)
+    if family == "mistral-window":  # its attention does not reach back so far
+        assert set(found.attention.values()) == {0}
+    else:
+        assert found.attention["compiled"] != pytest.approx(found.attention["base"], abs=1e-6)
 
 
 def test_no_change_is_nothing_of_the_vector() -> None:
@@ -114,6 +122,7 @@ def test_no_change_is_nothing_of_the_vector() -> None:
         assert depth.residual == pytest.approx(1, abs=1e-6)
         assert (depth.projection, depth.cosine) == (0, 0)
     assert all(one.effect == 0 for one in found.scales)
+    assert found.attention["compiled"] == found.attention["base"]
 
 
 def test_a_share_of_the_behavior_is_that_of_the_mean_margins() -> None:
@@ -304,7 +313,7 @@ def test_an_interrupted_proof_goes_on_and_ends_as_the_same(tmp_path: Path) -> No
     whole = proved(model, made).to_json()
     path = tmp_path / "steps.json"
     totals: dict[str, int] = {}
-    for stop_at in ("proof: pairs", "proof: replies", "proof: hidden states", "proof: neutral text"):
+    for stop_at in KINDS:
 
         def interrupt(what: str, done: int, stop_at: str = stop_at) -> None:
             if what == stop_at:
@@ -318,13 +327,13 @@ def test_an_interrupted_proof_goes_on_and_ends_as_the_same(tmp_path: Path) -> No
         assert set(before) <= set(Steps(path, "k").finished)
         assert stop_at in totals
     assert proved(model, made, steps=Steps(path, "k")).to_json() == whole
-    assert len(Steps(path, "k").finished) == 5
+    assert len(Steps(path, "k").finished) == 6
 
 
 def test_progress_tells_of_all_that_was_planned() -> None:
     model = fresh()
     totals: dict[str, int] = {}
-    done = dict.fromkeys(("proof: pairs", "proof: replies", "proof: hidden states", "proof: neutral text"), 0)
+    done = dict.fromkeys(KINDS, 0)
 
     def count(what: str, more: int) -> None:
         done[what] += more
