@@ -34,23 +34,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compiled", action="store_true", help="Let vLLM compile its graph.")
     parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--processes", type=int, default=5, help="Pairs of processes with and without the plugin.")
+    parser.add_argument("--repeats", type=int, default=9, help="In one process; 0 for none.")
+    parser.add_argument("--processes", type=int, default=5, help="Pairs with and without the plugin; 0 for none.")
     parser.add_argument("--only", choices=["absent", "present"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     one_process()
     if options.only is not None:
         print(*(f"{rate:.3f}" for rate in one_side(options.only == "present", options)))
         return
-    result = inside_one_process(options)
-    for side, rates in in_turn(options).items():
-        for place, batch in enumerate(BATCHES):
-            found = spread([rate[place] for rate in rates])
-            result[f"batch {batch}"][f"plugin {side}, processes in turn"] = found
-            print(
-                f"batch {batch}, plugin {side}: median {found['median']:.1f} tokens/s of {options.processes} processes"
-            )
-    write(f"vllm-speed-{'compiled' if options.compiled else 'eager'}", result)
+    mode = "compiled" if options.compiled else "eager"
+    if options.repeats:
+        write(f"vllm-speed-{mode}", inside_one_process(options))
+    if options.processes:
+        sides = in_turn(options)
+        found = {
+            f"batch {batch}": {f"plugin {side}": spread([rate[place] for rate in sides[side]]) for side in sides}
+            for place, batch in enumerate(BATCHES)
+        }
+        for batch, own in found.items():
+            show([[batch, "tokens/s", "min", "max"], *([side, *one.values()] for side, one in own.items())])
+        write(f"vllm-processes-{mode}", {"processes": options.processes, "tokens": options.tokens, **found})
 
 
 def in_turn(options: argparse.Namespace) -> dict[str, list[list[float]]]:
@@ -62,7 +65,7 @@ def in_turn(options: argparse.Namespace) -> dict[str, list[list[float]]]:
             command += ["--compiled"] * options.compiled
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             sides[side].append([float(rate) for rate in done.stdout.splitlines()[-1].split()])
-    return {side: rates for side, rates in sides.items() if rates}
+    return sides
 
 
 def inside_one_process(options: argparse.Namespace) -> dict[str, Any]:

@@ -33,6 +33,22 @@ def random_controls(active: Active, count: int = RANDOM, seed: int = 0) -> list[
     return [_instead(active, layer, direction, f"random-{number}") for number, direction in enumerate(drawn)]
 
 
+def random_like(active: Active, seed: int = 0) -> Active:
+    """Return the same use of random directions, at every block that the vector is used at, of the same lengths.
+
+    Args:
+        active: the vector in use.
+        seed: of the drawing.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    directions = {}
+    for layer in active.layers:
+        own = active.vector.at(layer).float()
+        drawn = torch.randn(len(own), generator=generator)
+        directions[layer] = drawn * (own.norm() / drawn.norm())
+    return replace(active, vector=SteeringVector(directions, "random", active.vector.fingerprint))
+
+
 def shuffled_control(
     model: SteerableModel,
     active: Active,

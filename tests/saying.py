@@ -2,9 +2,11 @@
 
 from types import SimpleNamespace
 
+import pytest
 from rich.progress import Progress
 
 from engrain.core.budget import Budget
+from engrain.core.capability import read_questions
 from engrain.core.contrast import ContrastPair, Message, PairSet
 from engrain.plugins import Behavior, RegisterBehavior, Scenario, hookimpl
 from engrain.plugins.manager import Plugins, build_manager
@@ -60,3 +62,14 @@ def plugins_with(*behaviors: Behavior) -> Plugins:
 def no_bar() -> Progress:
     """A bar that shows nothing."""
     return Progress(disable=True)
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch, plugins: Plugins) -> None:
+    """Give the command line these plugins and little to do; its replies are all unlikely."""
+    monkeypatch.setattr("engrain.core.compile.trajectories._SURPRISE", float("inf"))
+    monkeypatch.setattr("engrain.gathering._CONVERSATIONS", {"train": 8, "calibration": 4})
+    monkeypatch.setattr("engrain.core.compile.prove.REPLY_TOKENS", 8)
+    monkeypatch.setattr("engrain.core.replies.REPLY_TOKENS", 8)
+    few = read_questions()[:2]
+    monkeypatch.setattr("engrain.verifying.read_questions", lambda: few)
+    monkeypatch.setattr("engrain.cli.main.build_manager", lambda: plugins)

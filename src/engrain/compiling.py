@@ -15,6 +15,7 @@ from engrain.core.compile.compiler import Order, Spec
 from engrain.core.compile.recipe import Recipe
 from engrain.core.compile.target import choose_matrices
 from engrain.core.composition import Active
+from engrain.core.controls import random_like
 from engrain.core.errors import InputError, PluginError
 from engrain.core.files import check_folder, parse_object
 from engrain.core.model import SteerableModel
@@ -46,6 +47,7 @@ class Wish:
         seed: of all drawing.
         optimizer: of a backend that trains: apollo, apollo-mini or adamw.
         force: also what has no passing verdict; the task vector says so.
+        control: compile random directions likewise, and show in the proof what they do.
     """
 
     backend: str = BACKEND
@@ -55,6 +57,7 @@ class Wish:
     seed: int = 0
     optimizer: str = "apollo"
     force: bool = False
+    control: bool = False
 
 
 def compile_sources(
@@ -76,7 +79,7 @@ def compile_sources(
         ModelError: the model is quantised.
         UnknownNameError: no such backend, or no matrix is called like the target.
     """
-    compiler, own_spec = plugins.compiler(wish.backend), plugins.spec_of(wish.backend)
+    plugins.compiler(wish.backend)
     check_proved(sources, wish.force)
     model.edits.check_floating()
     actives = tuple(source.activate(model) for source in sources)
@@ -86,22 +89,62 @@ def compile_sources(
     if wish.target is not None:
         # Before the minutes of sampling, not after them.
         choose_matrices(model, wish.target, wish.layers or range(len(model.blocks)))
-    subjects = [source.subject for source in sources]
-    order = Order(
+    others += [f"{source.version.reference} has no passing verdict" for source in sources if not source.proved]
+    for fault in others:
+        say(f"note: {fault}; the task vector's manifest says that it was forced.")
+    order = _order(name, actives, wish, plugins, _workspace(order_digest(sources, wish)))
+    made = _compile(model, order, sources, wish, plugins, bar, say)
+    return replace(made, name=name, origin=_origin(made, order, sources, wish, forced=bool(others)))
+
+
+def compile_control(
+    model: SteerableModel,
+    sources: Sequence[Source],
+    plugins: Plugins,
+    wish: Wish,
+    *,
+    bar: Progress,
+    say: Callable[[str], None],
+) -> TaskVector:
+    """Return random directions in place of the vectors, compiled by the same recipe from replies that they steer: what
+    compiling anything at all does.
+
+    Raises:
+        InputError: whatever the backend refuses.
+    """
+    say("the control: random directions of the same lengths")
+    actives = tuple(random_like(source.activate(model), wish.seed) for source in sources)
+    workspace = _workspace(f"{order_digest(sources, wish)}-control")
+    made = _compile(model, _order("control", actives, wish, plugins, workspace), sources, wish, plugins, bar, say)
+    forget(workspace)
+    return made
+
+
+def _order(name: str, actives: tuple[Active, ...], wish: Wish, plugins: Plugins, workspace: Path) -> Order:
+    return Order(
         name,
         actives,
-        wish.spec or own_spec,
+        wish.spec or plugins.spec_of(wish.backend),
         target=wish.target,
         layers=wish.layers,
         seed=wish.seed,
         recipe=Recipe(wish.optimizer),
-        workspace=_workspace(order_digest(sources, wish)),
+        workspace=workspace,
     )
-    others += [f"{source.version.reference} has no passing verdict" for source in sources if not source.proved]
-    for fault in others:
-        say(f"note: {fault}; the task vector's manifest says that it was forced.")
-    order = replace(order, corpus=gather_corpus(model, subjects, actives, seed=wish.seed, bar=bar, say=say))
-    say(f"compiling {', '.join(source.version.reference for source in sources)} with {wish.backend}")
+
+
+def _compile(
+    model: SteerableModel,
+    order: Order,
+    sources: Sequence[Source],
+    wish: Wish,
+    plugins: Plugins,
+    bar: Progress,
+    say: Callable[[str], None],
+) -> TaskVector:
+    subjects = [source.subject for source in sources]
+    order = replace(order, corpus=gather_corpus(model, subjects, order.actives, seed=wish.seed, bar=bar, say=say))
+    say(f"compiling {', '.join(active.vector.name for active in order.actives)} with {wish.backend}")
     tasks: dict[str, Any] = {}
 
     def progress(what: str, done: int) -> None:
@@ -110,10 +153,10 @@ def compile_sources(
             tasks[what] = bar.add_task(what, total=None)
         bar.update(tasks[what], advance=done)
 
-    made = compiler(model, order, progress)
+    made = plugins.compiler(wish.backend)(model, order, progress)
     if not isinstance(made, TaskVector):
         raise PluginError(f"The backend '{wish.backend}' returned {type(made).__name__} and no task vector.")
-    return replace(made, name=name, origin=_origin(made, order, sources, wish, forced=bool(others)))
+    return made
 
 
 def _other_dose(model: SteerableModel, source: Source, active: Active) -> Iterator[str]:
@@ -281,8 +324,10 @@ def compile_and_prove(
     if out is not None:
         task_vector.save(out, force=wish.force)
     version = publish_compiled(store, task_vector, sources)
+    control = compile_control(model, sources, plugins, wish, bar=bar, say=say) if wish.control else None
     subjects = [source.subject for source in sources]
-    return verify_weights(model, subjects, version, plugins, store, judge=judge, seed=wish.seed, bar=bar, say=say)
+    how: dict[str, Any] = {"control": control, "judge": judge, "seed": wish.seed, "bar": bar, "say": say}
+    return verify_weights(model, subjects, version, plugins, store, **how)
 
 
 def subjects_of(plugins: Plugins, store: Store, version: Version) -> list[Subject]:
@@ -305,6 +350,7 @@ def verify_weights(
     plugins: Plugins,
     store: Store,
     *,
+    control: TaskVector | None = None,
     judge: str = JUDGE,
     seed: int,
     bar: Progress,
@@ -318,6 +364,7 @@ def verify_weights(
         version: of the task vector.
         plugins: where scorers and judges are found.
         store: where the verdicts go.
+        control: random directions compiled likewise, or None.
         judge: of free replies, ``NAME`` or ``NAME:ARGUMENT``.
         seed: of every drawing and resampling.
         bar: shows progress.
@@ -327,7 +374,8 @@ def verify_weights(
         InputError: as ``verify_compiled``.
     """
     proved = {}
+    how: dict[str, Any] = {"control": control, "judge": judge, "seed": seed, "bar": bar, "say": say}
     for subject in subjects:
-        *_, verdict = verify_compiled(model, subject, version, plugins, store, judge=judge, seed=seed, bar=bar, say=say)
+        *_, verdict = verify_compiled(model, subject, version, plugins, store, **how)
         proved[subject.name] = Proved.of(verdict)
     return Compiled(version, proved)

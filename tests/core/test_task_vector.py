@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from damage import overwrite
 from engrain.core.errors import EngrainError, FingerprintError, InputError, OutputExistsError, VectorError
 from engrain.core.fingerprint import Fingerprint
 from engrain.core.task_vector import TaskVector, layer_of
@@ -171,11 +172,7 @@ def test_overwritten_bytes_give_a_task_vector_or_an_error_of_ours(
     folder = tmp_path_factory.getbasetemp() / "overwritten"
     make(1, **{DOWN: (2, 3), BIAS: (2,)}).save(folder, force=True)
     path = folder / "delta.safetensors"
-    whole = bytearray(path.read_bytes())
-    start = place % len(whole)
-    whole[start : start + len(noise)] = noise
-    path.unlink()
-    path.write_bytes(whole)
+    overwrite(path, place, noise)
     try:
         found = TaskVector.load(folder)
     except EngrainError:

@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from engrain.core.capability import read_questions
-from engrain.core.compile import trajectories
 from engrain.core.model import SteerableModel
 from engrain.core.task_vector import TaskVector
 from engrain.core.vector import Calibration, SteeringVector
@@ -19,20 +17,12 @@ from engrain.registry.policy import newest_verdict
 from engrain.registry.store import Parent, Store, Version
 from engrain.registry.task_vectors import read_task_vector
 from engrain.registry.vectors import publish_pairs, publish_vector, publish_verdict, read_vector
-from saying import behavior, plugins_with
+from saying import behavior, hurry, plugins_with
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two behaviors of little data; a random model finds everything unlikely, its own replies too."""
-    monkeypatch.setattr(trajectories, "_SURPRISE", float("inf"))
-    monkeypatch.setattr("engrain.gathering._CONVERSATIONS", {"train": 8, "calibration": 4})
-    monkeypatch.setattr("engrain.core.compile.prove.REPLY_TOKENS", 8)
-    monkeypatch.setattr("engrain.core.replies.REPLY_TOKENS", 8)
-    few = read_questions()[:2]
-    monkeypatch.setattr("engrain.verifying.read_questions", lambda: few)
-    made = plugins_with(behavior(), behavior("other", "bbb"))
-    monkeypatch.setattr("engrain.cli.main.build_manager", lambda: made)
+    hurry(monkeypatch, plugins_with(behavior(), behavior("other", "bbb")))
 
 
 def publish(model: SteerableModel, own: Behavior, layer: int, *, passed: bool | None = True) -> Version:
@@ -92,6 +82,20 @@ def test_a_verified_vector_is_compiled_published_and_verified_again(
     # What exists is left alone, and before the work.
     again = engrain("compile", "saying", "--backend", "bias", "--out", out, "-m", folder)
     assert (again.code, "--force" in again.err, "sampling" in again.err) == (2, True, False)
+
+
+def test_a_control_is_compiled_by_the_same_recipe(engrain: Any, folder: Path, model: SteerableModel) -> None:
+    done = engrain("compile", "saying", "--backend", "bias", "--control", "-m", folder, "--json")
+    assert done.code in (0, 1), done.err
+    proof = done.json["proof"]
+    assert proof["control"] is not None
+    # Another direction of the same length does something else than the vector.
+    assert proof["control"]["effect"] != pytest.approx(proof["steered"]["effect"], rel=0.2)
+    assert Store().names("task-vector") == ["saying"]
+    assert (
+        "a random direction, compiled likewise"
+        in engrain("compile", "saying", "--backend", "bias", "--control", "-m", folder).out
+    )
 
 
 def test_an_adapter_has_the_smallest_rank_that_keeps_the_effect(

@@ -21,15 +21,6 @@ from tiny import byte_tokenizer, random_model
 NAME = "model.layers.1.mlp.down_proj"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model on disk, as transformers writes it."""
-    place = tmp_path_factory.mktemp("model")
-    random_model("llama").save_pretrained(place)
-    byte_tokenizer().save_pretrained(place)
-    return place
-
-
 @pytest.fixture
 def published(folder: Path) -> TaskVector:
     """A task vector and a vector of one name, in the registry."""

@@ -7,24 +7,15 @@ from typing import Any
 import pytest
 
 from engrain import running
-from engrain.core.capability import read_questions
-from engrain.core.compile import trajectories
 from engrain.core.verdict import Gate, Verdict
 from engrain.proving import verify_compiled
 from engrain.registry.store import Store
-from saying import behavior, plugins_with
+from saying import behavior, hurry, plugins_with
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trajectories, "_SURPRISE", float("inf"))
-    monkeypatch.setattr("engrain.gathering._CONVERSATIONS", {"train": 8, "calibration": 4})
-    monkeypatch.setattr("engrain.core.compile.prove.REPLY_TOKENS", 8)
-    monkeypatch.setattr("engrain.core.replies.REPLY_TOKENS", 8)
-    few = read_questions()[:2]
-    monkeypatch.setattr("engrain.verifying.read_questions", lambda: few)
-    made = plugins_with(behavior())
-    monkeypatch.setattr("engrain.cli.main.build_manager", lambda: made)
+    hurry(monkeypatch, plugins_with(behavior()))
 
 
 def decided(monkeypatch: pytest.MonkeyPatch, passed: bool) -> None:

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from damage import overwrite
 from engrain.core.errors import OutputExistsError, VectorError
 from engrain.core.fingerprint import Fingerprint
 from engrain.core.vector import Calibration, SteeringVector
@@ -153,11 +154,7 @@ def test_overwritten_bytes_give_a_vector_or_an_error_of_ours(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "overwritten.gguf"
     write_control_vector(make(), path, force=True)
-    whole = bytearray(path.read_bytes())
-    start = place % len(whole)
-    whole[start : start + len(noise)] = noise
-    path.unlink()
-    path.write_bytes(whole)
+    overwrite(path, place, noise)
     try:
         found = read_control_vector(path, "happy")
     except VectorError:

@@ -38,6 +38,7 @@ _GIB = 1 << 30
 @judge_option
 @click.option("--seed", default=0, show_default=True, help="Seed of all drawing.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the task vector as a folder, too.")
+@click.option("--control", is_flag=True, help="Compile a random direction likewise, to compare: twice the time.")
 @click.option("--plan", "only_plan", is_flag=True, help="Only say what memory it would take; no weights are loaded.")
 @click.option("--force", is_flag=True, help="Overwrite --out; compile also what has no passing verdict.")
 @model_option
@@ -56,6 +57,7 @@ def compile_command(
     judge: str | None,
     seed: int,
     out: Path | None,
+    control: bool,
     only_plan: bool,
     force: bool,
     model_name: str,
@@ -108,7 +110,7 @@ def compile_command(
 
     model = load(model_name, plugins=plugins)
     chosen = None if layers is None else tuple(parse_layers(layers, len(model.blocks)) or range(len(model.blocks)))
-    wish = Wish(backend, spec, target, chosen, seed, optimizer, force)
+    wish = Wish(backend, spec, target, chosen, seed, optimizer, force, control)
     with progress_bar() as bar:
         compiled = compile_and_prove(
             model, sources, plugins, store, wish, name=called, out=out, judge=judge or JUDGE, bar=bar, say=say

@@ -123,6 +123,8 @@ def print_compiled(result: dict[str, Any]) -> None:
         interval = "" if recovered["ci95"] is None else " ({:.2f} to {:.2f})".format(*recovered["ci95"])
         click.echo(f"{f'{name}: ' if name else ''}recovered of the vector's effect: {one['recovered']:.2f}{interval}")
         click.echo(f"drift on neutral text, of the vector's own: {one['drift_ratio']:.2f}")
+        if (control := one["proof"]["control"]) is not None:
+            click.echo(describe_change("a random direction, compiled likewise", control))
         click.echo(MISSING if one["verdict"]["report"] is None else f"report: {one['verdict']['report']}")
 
 
