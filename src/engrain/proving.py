@@ -11,15 +11,17 @@ from engrain.core.compile.proof import Proof
 from engrain.core.compile.prove import prove
 from engrain.core.composition import Active
 from engrain.core.errors import InputError
+from engrain.core.files import parse_object
 from engrain.core.model import SteerableModel
 from engrain.core.task_vector import TaskVector
 from engrain.core.vector import SteeringVector
 from engrain.core.verdict import Verdict
 from engrain.core.verify import verify
 from engrain.plugins.manager import Plugins
+from engrain.registry.policy import newest_verdict
 from engrain.registry.store import Parent, Store, Version
 from engrain.registry.task_vectors import read_task_vector
-from engrain.registry.vectors import publish_pairs, publish_verdict, read_vector
+from engrain.registry.vectors import PROOF, publish_pairs, publish_verdict, read_vector
 from engrain.report import available
 from engrain.subject import Subject
 from engrain.verifying import JUDGE, Bars, common_steps, held_out, steps, training, verdict_html
@@ -108,11 +110,37 @@ def verify_compiled(
         from engrain.report.compiled import Compiled
 
         origin = f"task vector {published.digest[:19]}"
-        compiled = Compiled(proof, task_vector.origin)
+        others = other_backends(store, published, subject.name)
+        compiled = Compiled(proof, {**task_vector.origin, "backends": others})
         report = verdict_html(subject, active.vector, verdict, origin, compiled)
     version = publish_verdict(store, subject.name, verdict, parents, report, proof)
     done.forget()
     return verdict, proof, version
+
+
+def other_backends(store: Store, published: Version, behavior: str) -> list[dict[str, Any]]:
+    """Return what other backends made of the same vectors, by the newest proof of each: backend, recovered, drift.
+
+    Args:
+        store: where they are.
+        published: the task vector that they are held against.
+        behavior: whose verdicts count.
+    """
+    own = {parent.digest for parent in published.parents if parent.role == "vector"}
+    found: dict[str, dict[str, Any]] = {}
+    for version in reversed(store.versions("task-vector", published.name)):
+        backend = str(version.config["origin"].get("backend"))
+        same = own == {parent.digest for parent in version.parents if parent.role == "vector"}
+        if not same or backend in found or backend == published.config["origin"].get("backend"):
+            continue
+        verdict = newest_verdict(store, behavior, version.digest)
+        if verdict is not None:
+            proof = Proof.from_json(
+                parse_object(store.resolve(verdict.reference).path(PROOF).read_bytes(), PROOF, None)
+            )
+            shares = {"recovered": proof.compiled.recovered.value, "drift": proof.compiled.drift_ratio}
+            found[backend] = {"backend": backend, **shares}
+    return list(found.values())
 
 
 def compiled_from(store: Store, published: Version, task_vector: TaskVector) -> list[tuple[Active, str]]:

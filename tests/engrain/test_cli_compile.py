@@ -13,10 +13,11 @@ from engrain.core.vector import Calibration, SteeringVector
 from engrain.core.verdict import Gate, Verdict
 from engrain.loading import load
 from engrain.plugins.behavior import Behavior
+from engrain.proving import other_backends
 from engrain.registry.policy import newest_verdict
 from engrain.registry.store import Parent, Store, Version
 from engrain.registry.task_vectors import read_task_vector
-from engrain.registry.vectors import publish_pairs, publish_vector, publish_verdict, read_vector
+from engrain.registry.vectors import PROOF, publish_pairs, publish_vector, publish_verdict, read_vector
 from saying import behavior, hurry, plugins_with
 
 
@@ -82,6 +83,20 @@ def test_a_verified_vector_is_compiled_published_and_verified_again(
     # What exists is left alone, and before the work.
     again = engrain("compile", "saying", "--backend", "bias", "--out", out, "-m", folder)
     assert (again.code, "--force" in again.err, "sampling" in again.err) == (2, True, False)
+
+
+def test_the_report_shows_what_other_backends_made_of_the_same_vector(
+    engrain: Any, folder: Path, model: SteerableModel
+) -> None:
+    for backend in ("rank1", "bias", "bias"):
+        done = engrain("compile", "saying", "--backend", backend, "-m", folder, "--json")
+        assert done.code in (0, 1), done.err
+    bias = Store().resolve("task-vector/saying")
+    (beside,) = other_backends(Store(), bias, "saying")
+    rank1 = Store().resolve("verdict/saying@2")
+    proof = json.loads(rank1.path(PROOF).read_bytes())["compiled"]
+    assert beside == {"backend": "rank1", "recovered": proof["recovered"]["value"], "drift": proof["drift_ratio"]}
+    assert b"rank1" in Path(done.json["verdict"]["report"]).read_bytes()
 
 
 def test_a_control_is_compiled_by_the_same_recipe(engrain: Any, folder: Path, model: SteerableModel) -> None:
