@@ -180,7 +180,7 @@ def test_a_damaged_verdict_does_not_let_an_older_one_speak(store: Store) -> None
     path = store.object_path(failed.manifest["config"]["digest"])
     whole = path.read_bytes()
     overwrite(path, whole.replace(b"false", b"true "))
-    with pytest.raises(PolicyError, match="verdict/brevity@2, did not pass"):
+    with pytest.raises(PolicyError, match="verdict/brevity@2 on it did not pass"):
         move_alias(store, STABLE, 2)
     overwrite(path, whole)
 

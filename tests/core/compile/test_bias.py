@@ -119,5 +119,14 @@ def test_a_task_vector_says_how_it_was_made() -> None:
     assert made.origin == {
         "backend": "bias",
         "spec": "faithful",
-        "vectors": [{"name": "v", "layers": [1], "strength": 1.5, "positions": "all", "operation": "add"}],
+        "vectors": [
+            {
+                "name": "v",
+                "layers": [1],
+                "strength": 1.5,
+                "positions": "all",
+                "operation": "add",
+                "preserve_norm": False,
+            }
+        ],
     }
