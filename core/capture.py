@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from engrain.core.blocks import block_output
+from engrain.core.cache import cache_argument
 from engrain.core.composition import TokenLayout
 from engrain.core.packing import Encoded, Pack, pack_rows, pack_trees, shared_start
 from engrain.core.precision import float32_compute, has_half_units
@@ -141,7 +142,8 @@ class PackRunner:
         inputs |= {"position_ids": pack.index.to(device), "attention_mask": self._mask(pack.visible)}
         if self._start:
             # A fresh cache over the same tensors: a pass appends by copying and leaves the start as it was.
-            inputs |= {"past_key_values": DynamicCache(ddp_cache_data=self._start_cache), "use_cache": True}
+            cache = DynamicCache(ddp_cache_data=self._start_cache)
+            inputs |= {cache_argument(self._model.decoder): cache, "use_cache": True}
         return inputs
 
     def _mask(self, visible: Tensor) -> Tensor:
@@ -162,7 +164,7 @@ class PackRunner:
             self._laid_out(index, torch.zeros_like(index, dtype=torch.bool)),
             self._observing(lambda layer, hidden: None),
         ):
-            self._model.decoder(input_ids=tokens, past_key_values=cache, use_cache=True)
+            self._model.decoder(input_ids=tokens, use_cache=True, **{cache_argument(self._model.decoder): cache})
         # A layer without keys and values is one of a family whose trees are refused by computes_trees.
         return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[misc, union-attr]
 

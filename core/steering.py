@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from engrain.core.blocks import block_output, replace_output
+from engrain.core.cache import given_cache
 from engrain.core.composition import Active, Composition, TokenLayout, check_fits, check_strength, compose
 from engrain.core.errors import InputError
 
@@ -242,7 +243,7 @@ def _acts(handle: SteeringHandle) -> bool:
 
 
 def _cached_tokens(kwargs: dict[str, Any]) -> int:
-    cache = kwargs.get("past_key_values")
+    cache = given_cache(kwargs)
     return int(cache.get_seq_length()) if cache is not None else 0
 
 

@@ -1,10 +1,13 @@
 """Which tokens are steered: the same ones with and without a cache, padded or not, batched or one by one."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from engrain.core.cache import cache_argument
 from engrain.core.composition import TokenLayout, activate
 from engrain.core.model import SteerableModel
 from engrain.core.vector import SteeringVector
@@ -31,15 +34,19 @@ def whole(model: SteerableModel, tokens: Tensor, prompt: int) -> Tensor:
     return found
 
 
+def cached(model: SteerableModel, tokens: Tensor, cache: DynamicCache) -> Any:
+    return model.hf(tokens, use_cache=True, **{cache_argument(model.hf): cache})
+
+
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_cached_decoding_equals_the_full_forward(clean: SteerableModel, vector: SteeringVector, positions: str) -> None:
     tokens, prompt = tokens_of(0, 20), 11
     with clean.steer(activate(vector, "all", 1.5, positions)), torch.no_grad():
         expected = whole(clean, tokens, prompt)
         cache = DynamicCache()
-        found = [clean.hf(tokens[None, :prompt], past_key_values=cache, use_cache=True).logits[0]]
+        found = [cached(clean, tokens[None, :prompt], cache).logits[0]]
         for token in tokens[prompt:]:
-            found.append(clean.hf(token.reshape(1, 1), past_key_values=cache, use_cache=True).logits[0])
+            found.append(cached(clean, token.reshape(1, 1), cache).logits[0])
     assert torch.allclose(torch.cat(found), expected, atol=2e-4)
 
 
@@ -84,9 +91,9 @@ def changed(model: SteerableModel, vector: SteeringVector, positions: str, promp
             with model.steer(*active):
                 hook = model.blocks[0].register_forward_hook(lambda *noted: seen.append(noted[2][0]))
                 cache = DynamicCache()
-                model.hf(tokens[None, :prompt], past_key_values=cache, use_cache=True)
+                cached(model, tokens[None, :prompt], cache)
                 for token in tokens[prompt:]:
-                    model.hf(token.reshape(1, 1), past_key_values=cache, use_cache=True)
+                    cached(model, token.reshape(1, 1), cache)
                 hook.remove()
     steps = len(seen) // 2
     before, after = torch.cat(seen[:steps]), torch.cat(seen[steps:])
