@@ -120,13 +120,18 @@ class Profile:
 
 def _said(error: OmegaConfBaseException) -> str:
     """Return what is wrong and at which key; the other lines of OmegaConf's message tell of its own types."""
-    reason = " ".join(str(error).split("\n", 1)[0].split())
-    return f"{reason.rstrip('.')} (at {error.full_key})." if error.full_key else reason
+    reason = _line(str(error).split("\n", 1)[0])
+    return f"{reason.rstrip('.')} (at {_line(str(error.full_key))})." if error.full_key else reason
+
+
+def _line(text: str) -> str:
+    """Return a text on one line: a key may have several."""
+    return " ".join(text.split())
 
 
 def _check(name: str, entry: Entry, source: str) -> None:
     def wrong(problem: str) -> ProfileError:
-        return ProfileError(f"{source}: behaviors.{name}: {problem}")
+        return ProfileError(f"{source}: behaviors.{_line(name)}: {problem}")
 
     try:
         check_name(name, "behavior")

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engrain.core.errors import ProfileError
@@ -92,6 +92,8 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
         Profile.read(tmp_path / "none.yaml")
 
 
+@example("0\n\n0")
+@example('behaviors: {"a\\nb": {strength: 1}}')
 @given(st.text(alphabet="behaviorsmdl:{}[]&*!$%@,'\"\n -#|>0123456789.", max_size=120))
 def test_whatever_the_text_reading_gives_a_sound_profile_or_a_profile_error(text: str) -> None:
     said, entries = "", []
