@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from engrain.core.blocks import block_output
 from engrain.core.cache import cache_argument
 from engrain.core.composition import TokenLayout
-from engrain.core.packing import Encoded, Pack, pack_rows, pack_trees, shared_start
+from engrain.core.packing import BRANCH_TOKENS, Encoded, Pack, pack_rows, pack_trees, shared_start
 from engrain.core.precision import float32_compute, has_half_units
 from engrain.core.tree_attention import branches, by_branches
 
@@ -49,6 +49,7 @@ class PackRunner:
         float32: compute half-precision weights in float32 where the processor has no units for them.
         trees: let sequences share tokens; by default where the model is known to compute it right.
         learning: let gradients flow, which nothing that was computed beforehand would carry.
+        branch: how many tokens of a tree have their attention computed together at least.
 
     Attributes:
         trees: whether sequences share tokens, each pack being one row.
@@ -65,6 +66,7 @@ class PackRunner:
         float32: bool = False,
         trees: bool | None = None,
         learning: bool = False,
+        branch: int = BRANCH_TOKENS,
     ) -> None:
         self._model = model
         self._sequences = sequences
@@ -75,12 +77,13 @@ class PackRunner:
         longest = max((len(one.prompt) + len(one.reply) for one in sequences), default=0)
         self.trees = (model.sees_trees and longest <= _window(model)) if trees is None else trees
         self._learning = learning
+        self._branch = branch
         self._start = shared_start(sequences) if self.trees and not learning else 0
 
     def packs(self) -> Iterator[Pack]:
         """Yield the packs; every sequence is a member of exactly one."""
         if self.trees:
-            return pack_trees(self._sequences, self._start, self._tokens, self._group)
+            return pack_trees(self._sequences, self._start, self._tokens, self._group, self._branch)
         return pack_rows(self._sequences, self._tokens, self._group)
 
     def observe(self, pack: Pack, observe: Observer) -> None:
@@ -198,7 +201,7 @@ def computes_trees(model: "SteerableModel") -> bool:
     last = [len(model.blocks) - 1]
     found: list[list[Tensor]] = []
     for trees in (False, True):
-        runner = PackRunner(model, probe, last, float32=True, trees=trees)
+        runner = PackRunner(model, probe, last, float32=True, trees=trees, branch=1)
         seen: list[Tensor] = []
         try:
             for pack in runner.packs():

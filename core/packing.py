@@ -61,7 +61,9 @@ def shared_start(sequences: Sequence[Encoded]) -> int:
     return max(0, min(length, min((len(sequence.prompt) for sequence in sequences), default=1) - 1))
 
 
-def pack_trees(sequences: Sequence[Encoded], start: int, tokens: int, group: int = 1) -> Iterator[Pack]:
+def pack_trees(
+    sequences: Sequence[Encoded], start: int, tokens: int, group: int = 1, branch: int = BRANCH_TOKENS
+) -> Iterator[Pack]:
     """Pack sequences into token trees.
 
     Args:
@@ -69,6 +71,7 @@ def pack_trees(sequences: Sequence[Encoded], start: int, tokens: int, group: int
         start: how many tokens at the front are left out, the same for all.
         tokens: how many tokens a pack may hold; a group that alone holds more is a pack of its own.
         group: how many sequences belong together.
+        branch: how many tokens a branch has at least, the last one of a pack aside.
     """
     # Sorted by their tokens, conversations that start alike come to lie in one pack.
     order = sorted(range(0, len(sequences), group), key=lambda first: sequences[first].prompt)
@@ -76,7 +79,7 @@ def pack_trees(sequences: Sequence[Encoded], start: int, tokens: int, group: int
     for first in order:
         members = range(first, first + group)
         before = tree.mark()
-        tree.cut()
+        tree.cut(branch)
         for member in members:
             tree.add(member, sequences[member])
         if len(tree) > tokens and before.members:
@@ -125,9 +128,9 @@ class _Tree:
         for per_member in (self.members, self.paths, self.prompt_lengths):
             del per_member[mark.members :]
 
-    def cut(self) -> None:
+    def cut(self, least: int) -> None:
         """Let a branch end here, if it is long enough."""
-        if len(self.tokens) - self.cuts[-1] >= BRANCH_TOKENS:
+        if len(self.tokens) - self.cuts[-1] >= least:
             self.cuts.append(len(self.tokens))
 
     def add(self, member: int, sequence: Encoded) -> None:

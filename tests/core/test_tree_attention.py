@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers.integrations import sdpa_attention
 
-from engrain.core import packing, tree_attention
+from engrain.core import tree_attention
 from engrain.core.capture import PackRunner
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
@@ -21,8 +21,7 @@ SEQUENCES = [
 
 @pytest.fixture
 def scores(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many scores each call computed, with branches of any length."""
-    monkeypatch.setattr(packing, "BRANCH_TOKENS", 1)
+    """How many scores each call computed."""
     found: list[int] = []
     own = sdpa_attention.sdpa_attention_forward
 
@@ -37,7 +36,7 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def states(model: SteerableModel, *, group: int = 1, trees: bool | None = None, learning: bool = False) -> list[Tensor]:
     """Return each sequence's reply states at the last block, [reply, d_model]."""
     last = len(model.blocks) - 1
-    runner = PackRunner(model, SEQUENCES, [last], group=group, trees=trees, learning=learning)
+    runner = PackRunner(model, SEQUENCES, [last], group=group, trees=trees, learning=learning, branch=1)
     found: dict[int, Tensor] = {}
     for pack in runner.packs():
         seen: list[Tensor] = []
@@ -59,7 +58,7 @@ def test_it_is_the_models_own_attention(model: SteerableModel, scores: list[int]
 
 def test_scores_that_are_masked_are_not_computed(scores: list[int]) -> None:
     model = SteerableModel(random_model("llama"), byte_tokenizer(), "tiny")
-    (pack,) = PackRunner(model, SEQUENCES, [0], group=3).packs()
+    (pack,) = PackRunner(model, SEQUENCES, [0], group=3, branch=1).packs()
     scores.clear()
     states(model, group=3)
     tokens, start = pack.tokens.shape[1], 3
@@ -85,7 +84,7 @@ def test_with_gradients_it_is_the_whole_tree_for_blocks_may_be_computed_again(sc
 
 def test_an_exception_leaves_the_models_own_attention(scores: list[int]) -> None:
     model = SteerableModel(random_model("llama"), byte_tokenizer(), "tiny")
-    runner = PackRunner(model, SEQUENCES, [0])
+    runner = PackRunner(model, SEQUENCES, [0], branch=1)
     (pack,) = runner.packs()
 
     def fail(layer: int, hidden: Tensor) -> None:
@@ -94,3 +93,13 @@ def test_an_exception_leaves_the_models_own_attention(scores: list[int]) -> None
     with pytest.raises(RuntimeError, match="stop"):
         runner.observe(pack, fail)
     assert model.hf.config._attn_implementation == "sdpa"
+
+
+def test_a_family_whose_attention_cannot_be_cut_is_run_as_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object, **how: object) -> object:
+        raise RuntimeError("The size of tensor a must match the size of tensor b")
+
+    monkeypatch.setattr(tree_attention, "sdpa_attention_forward", refuse)
+    model = SteerableModel(random_model("llama"), byte_tokenizer(), "tiny")
+    assert not model.sees_trees
+    assert len(states(model)) == len(SEQUENCES)
