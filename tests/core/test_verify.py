@@ -16,7 +16,7 @@ from engrain.core.compile.bias import compile_bias
 from engrain.core.compile.compiler import Order
 from engrain.core.composition import Active, activate
 from engrain.core.contrast import ContrastPair, Message, PairSet
-from engrain.core.controls import random_controls, random_like, shuffled_control
+from engrain.core.controls import random_controls, shuffled_control
 from engrain.core.errors import DataError, InputError, LayerError
 from engrain.core.extract import extract
 from engrain.core.fluency import Degeneration, Fluency, distinct_runs, fluency
@@ -388,16 +388,3 @@ def test_a_pair_with_its_replies_exchanged_is_named_as_pulling_against_the_rest(
     odd = ContrastPair((Message("user", "Say 3."),), "zzz 3 zz", "aaa 3 aa", scenario="odd", id="odd")
     active, _ = true_vector(llama)
     assert pulling_against(llama, active, Training(PairSet((*good, odd))))[0] == "odd"
-
-
-def test_a_random_twin_is_used_alike_and_as_long_and_points_elsewhere() -> None:
-    own = SteeringVector({0: 3 * torch.ones(32), 2: torch.arange(32.0)}, "own")
-    active = activate(own, "all", 2.0, "generated")
-    found = random_like(active, seed=1)
-    assert (found.layers, found.strength, found.positions) == (active.layers, 2.0, "generated")
-    for layer in active.layers:
-        assert found.vector.at(layer).norm() == pytest.approx(float(own.at(layer).norm()), rel=1e-6)
-        assert abs(float(torch.cosine_similarity(found.vector.at(layer), own.at(layer), dim=0))) < 0.6
-    again, other = random_like(active, seed=1), random_like(active, seed=2)
-    assert torch.equal(found.vector.at(0), again.vector.at(0))
-    assert not torch.equal(found.vector.at(0), other.vector.at(0))

@@ -65,7 +65,7 @@ def test_at_night_one_command_puts_the_previous_one_back_and_the_log_says_why(re
 
 def test_refusals_have_their_exit_codes_and_move_nothing(registry: Call, store: Store) -> None:
     code, out, err = registry("alias", "vector/brevity:stable", 3)
-    assert (code, out, "verdict/brevity@3, did not pass" in err) == (1, "", True)
+    assert (code, out, "verdict/brevity@3 on it did not pass" in err) == (1, "", True)
     assert registry("alias", "vector/brevity:stable", 3, "--force")[0] == 2
     code, _, err = registry("alias", "vector/brevity:stable", 2, "--expect", 1)
     assert (code, "not at 1 as expected" in err) == (2, True)
