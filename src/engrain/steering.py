@@ -76,7 +76,7 @@ class InUse:
     def __str__(self) -> str:
         doses = {name: one.strength for name, one in self.vectors.items()}
         doses |= {name: one.scale for name, one in self.edits.items()}
-        return ", ".join(f"{name} {dose:g}" for name, dose in doses.items())
+        return ", ".join(f"{name} {dose:.3g}" for name, dose in doses.items())
 
 
 def open_steering(
