@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from engrain.core.blocks import linear_modules
 from engrain.core.contrast import ContrastPair
 from engrain.core.errors import InputError, VectorError
-from engrain.core.factors import Decomposition, decompose, smallest_rank, truncated
+from engrain.core.factors import Decomposition, decompose, smallest_rank
 from engrain.core.files import folder_atomically
 from engrain.core.model import SteerableModel
 from engrain.core.scoring import margins
@@ -73,15 +73,19 @@ def rank_for_pairs(
     parts = take_apart(task_vector, model)
     base = margins(model, pairs)
 
+    asked: list[float] = []
+
     def effect(candidate: TaskVector) -> float:
         with model.compiled(candidate):
-            return float((margins(model, pairs) - base).mean())
+            asked.append(float((margins(model, pairs) - base).mean()))
+        return asked[-1]
 
-    whole = effect(task_vector)
+    rank = smallest_rank(task_vector, parts, effect)
+    whole, kept = asked[0], asked[-1]
     if whole <= 0:
         return None
-    rank = smallest_rank(task_vector, parts, effect)
-    return rank, effect(truncated(task_vector, parts, rank)) / whole
+    # The largest full rank is the change itself, and nothing is asked of it.
+    return rank, 1.0 if rank == max(part.full for part in parts.values()) else kept / whole
 
 
 def write_adapter(

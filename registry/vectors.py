@@ -88,6 +88,15 @@ def publish_verdict(
     )
 
 
+def read_proof(version: Version) -> dict[str, Any]:
+    """Return the proof of a published verdict on weights, the JSON of ``Proof``.
+
+    Raises:
+        EngrainError: it has none, or it is damaged.
+    """
+    return parse_object(version.path(PROOF).read_bytes(), version.reference, None)
+
+
 def read_verdict(version: Version) -> dict[str, Any]:
     """Return everything that a published verdict says, as ``Verdict.to_json`` had it.
 

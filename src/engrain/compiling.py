@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ from engrain.core.compile.target import choose_matrices
 from engrain.core.composition import Active
 from engrain.core.controls import random_like
 from engrain.core.errors import InputError, PluginError
-from engrain.core.files import check_folder, parse_object
+from engrain.core.files import check_folder
 from engrain.core.model import SteerableModel
 from engrain.core.task_vector import MANIFEST, TaskVector
 from engrain.gathering import gather_corpus
@@ -26,7 +27,7 @@ from engrain.proving import compiled_from, verify_compiled
 from engrain.registry.provenance import Provenance
 from engrain.registry.store import Parent, Store, Version
 from engrain.registry.task_vectors import publish_task_vector, read_task_vector
-from engrain.registry.vectors import PROOF, read_vector, read_verdict
+from engrain.registry.vectors import read_proof, read_vector, read_verdict
 from engrain.source import Source, check_proved, find_source
 from engrain.subject import Subject
 from engrain.verifying import JUDGE, write_report
@@ -245,8 +246,7 @@ class Proved:
         """
         report = write_report(version)
         found = {"reference": version.reference, "report": None if report is None else str(report)}
-        proof = parse_object(version.path(PROOF).read_bytes(), version.reference, None)
-        return cls({**read_verdict(version), **found}, proof)
+        return cls({**read_verdict(version), **found}, read_proof(version))
 
     @property
     def passed(self) -> bool:
@@ -271,6 +271,11 @@ class Compiled:
 
     version: Version
     proved: Mapping[str, Proved]
+
+    @classmethod
+    def of(cls, version: Version, subjects: Sequence[Subject], verify: Callable[[Subject], Version]) -> Self:
+        """Return what each behavior's verdict, which ``verify`` makes and publishes, says of a task vector."""
+        return cls(version, {subject.name: Proved.of(verify(subject)) for subject in subjects})
 
     @property
     def passed(self) -> bool:
@@ -325,9 +330,10 @@ def compile_and_prove(
         task_vector.save(out, force=wish.force)
     version = publish_compiled(store, task_vector, sources)
     control = compile_control(model, sources, plugins, wish, bar=bar, say=say) if wish.control else None
-    subjects = [source.subject for source in sources]
-    how: dict[str, Any] = {"control": control, "judge": judge, "seed": wish.seed, "bar": bar, "say": say}
-    return verify_weights(model, subjects, version, plugins, store, **how)
+    verify = partial(verify_compiled, model, control=control, judge=judge, seed=wish.seed, bar=bar, say=say)
+    return Compiled.of(
+        version, [source.subject for source in sources], lambda subject: verify(subject, version, plugins, store)[-1]
+    )
 
 
 def subjects_of(plugins: Plugins, store: Store, version: Version) -> list[Subject]:
@@ -341,41 +347,3 @@ def subjects_of(plugins: Plugins, store: Store, version: Version) -> list[Subjec
         subject = find_source(plugins, store, str(store.find(digest, ["vector"]))).subject
         found.setdefault(subject.name, subject)
     return list(found.values())
-
-
-def verify_weights(
-    model: SteerableModel,
-    subjects: Sequence[Subject],
-    version: Version,
-    plugins: Plugins,
-    store: Store,
-    *,
-    control: TaskVector | None = None,
-    judge: str = JUDGE,
-    seed: int,
-    bar: Progress,
-    say: Callable[[str], None],
-) -> Compiled:
-    """Return what a published task vector does for each behavior, the vectors removed; verdicts are published.
-
-    Args:
-        model: the base.
-        subjects: the behaviors.
-        version: of the task vector.
-        plugins: where scorers and judges are found.
-        store: where the verdicts go.
-        control: random directions compiled likewise, or None.
-        judge: of free replies, ``NAME`` or ``NAME:ARGUMENT``.
-        seed: of every drawing and resampling.
-        bar: shows progress.
-        say: tells a person what is done.
-
-    Raises:
-        InputError: as ``verify_compiled``.
-    """
-    proved = {}
-    how: dict[str, Any] = {"control": control, "judge": judge, "seed": seed, "bar": bar, "say": say}
-    for subject in subjects:
-        *_, verdict = verify_compiled(model, subject, version, plugins, store, **how)
-        proved[subject.name] = Proved.of(verdict)
-    return Compiled(version, proved)

@@ -11,7 +11,6 @@ from engrain.core.compile.proof import Proof
 from engrain.core.compile.prove import prove
 from engrain.core.composition import Active
 from engrain.core.errors import InputError
-from engrain.core.files import parse_object
 from engrain.core.model import SteerableModel
 from engrain.core.task_vector import TaskVector
 from engrain.core.vector import SteeringVector
@@ -21,7 +20,7 @@ from engrain.plugins.manager import Plugins
 from engrain.registry.policy import newest_verdict
 from engrain.registry.store import Parent, Store, Version
 from engrain.registry.task_vectors import read_task_vector
-from engrain.registry.vectors import PROOF, publish_pairs, publish_verdict, read_vector
+from engrain.registry.vectors import publish_pairs, publish_verdict, read_proof, read_vector
 from engrain.report import available
 from engrain.subject import Subject
 from engrain.verifying import JUDGE, Bars, common_steps, held_out, steps, training, verdict_html
@@ -135,9 +134,7 @@ def other_backends(store: Store, published: Version, behavior: str) -> list[dict
             continue
         verdict = newest_verdict(store, behavior, version.digest)
         if verdict is not None:
-            proof = Proof.from_json(
-                parse_object(store.resolve(verdict.reference).path(PROOF).read_bytes(), PROOF, None)
-            )
+            proof = Proof.from_json(read_proof(store.resolve(verdict.reference)))
             shares = {"recovered": proof.compiled.recovered.value, "drift": proof.compiled.drift_ratio}
             found[backend] = {"backend": backend, **shares}
     return list(found.values())

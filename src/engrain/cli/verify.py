@@ -1,5 +1,6 @@
 """``engrain verify``: the verdict on a vector, from unseen conversations."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,8 +97,9 @@ def verify_command(
 def _verify_weights(
     context: click.Context, store: "Store", name: str, judge: str | None, seed: int, model_name: str, as_json: bool
 ) -> None:
-    from engrain.compiling import subjects_of, verify_weights
+    from engrain.compiling import Compiled, subjects_of
     from engrain.loading import load
+    from engrain.proving import verify_compiled
     from engrain.verifying import JUDGE
 
     plugins: Plugins = context.obj
@@ -105,9 +107,8 @@ def _verify_weights(
     subjects = subjects_of(plugins, store, version)
     model = load(model_name, plugins=plugins)
     with progress_bar() as bar:
-        done = verify_weights(
-            model, subjects, version, plugins, store, judge=judge or JUDGE, seed=seed, bar=bar, say=say
-        )
+        how = partial(verify_compiled, model, judge=judge or JUDGE, seed=seed, bar=bar, say=say)
+        done = Compiled.of(version, subjects, lambda subject: how(subject, version, plugins, store)[-1])
     print_json(done.to_json()) if as_json else print_compiled(done.to_json())
     if not done.passed:
         context.exit(1)
