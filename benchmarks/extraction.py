@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.measure import SideError, alternate, show, spread, write
-from benchmarks.peer import DEFAULT_PYTHON, Peer
+from benchmarks.peer import DEFAULT_PYTHON, PEERS, Peer
 from engrain.core.blocks import block_output
 from engrain.core.contrast import ContrastPair
 from engrain.core.extract import extract
@@ -28,8 +29,6 @@ from engrain.core.model import SteerableModel
 from engrain.loading import load
 from engrain.plugins.manager import build_manager
 from engrain.plugins.sources import find_demo
-
-PEERS = ("repeng", "steering_vectors")
 
 
 def shipped_pairs(count: int) -> list[ContrastPair]:
@@ -118,12 +117,17 @@ def write_task(folder: Path, model: SteerableModel, pairs: list[ContrastPair], d
     (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
 
 
+def vectors_of(folder: Path, peer: str) -> Path:
+    """Return where a peer writes the directions of its last run, by block, each [d_model]."""
+    return folder / f"{peer}.safetensors"
+
+
 def start_peers(python: str, task: Path) -> dict[str, Peer]:
     """Return the peers that run here; one that does not says why in a line."""
     peers = {}
     for name in PEERS:
         try:
-            peers[name] = Peer(name, python, task)
+            peers[name] = Peer(name, python, task / "task.json", str(vectors_of(task, name)))
         except SideError as error:
             print(error)
     return peers
@@ -166,13 +170,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_task(Path(folder), model, pairs, options.dtype, options.batch_size)
         peers = start_peers(options.peers_python, Path(folder))
-        sides |= {name: partial(peer.run, options.batch_size) for name, peer in peers.items()}
+        sides |= {name: partial(peer.run, batch_size=options.batch_size) for name, peer in peers.items()}
         seconds = alternate(sides, options.repeats)
         for name, peer in peers.items():
             if name in seconds:
-                found[name] = peer.vectors()
+                read = load_file(vectors_of(Path(folder), name))
+                found[name] = {int(layer): direction for layer, direction in read.items()}
                 if options.default_batches:
-                    defaults[name] = peer.run(None)
+                    defaults[name] = peer.run(batch_size=None)
             peer.close()
 
     report(options, seconds, defaults, found, model, pairs, {name: peer.versions for name, peer in peers.items()})

@@ -6,38 +6,36 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-from torch import Tensor
-
 from benchmarks.measure import SideError
 
+PEERS = ("repeng", "steering_vectors")
 HERE = Path(__file__).parent
 DEFAULT_PYTHON = str(HERE / ".venv-peers" / "bin" / "python")
 
 
 class Peer:
-    """One of ``peer_*.py``, loaded and warmed up on two pairs.
+    """One of ``peer_*.py``, loaded and warmed up.
 
     Args:
         name: which one.
         python: the interpreter of the peers' environment.
-        task: a folder with ``task.json``; the peer writes its vectors there.
+        task: a file that says what it is to do.
+        more: what it is told besides.
 
     Raises:
         SideError: there is no such interpreter, or the peer does not import or run.
     """
 
-    def __init__(self, name: str, python: str, task: Path) -> None:
+    def __init__(self, name: str, python: str, task: Path, more: str) -> None:
         if not Path(python).exists():
             raise SideError(
                 f"{name}: there is no interpreter {python}; make bench makes it, --peers-python names another"
             )
         self._name = name
-        self._vectors = task / f"{name}.safetensors"
         # A file, not a pipe: nobody reads it meanwhile, and the progress bars of a long run would fill a pipe.
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process runs; close() ends both
         self._process = subprocess.Popen(
-            [python, str(HERE / f"peer_{name}.py"), str(task / "task.json"), str(self._vectors)],
+            [python, str(HERE / f"peer_{name}.py"), str(task), more],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -45,22 +43,18 @@ class Peer:
         )
         self.versions: dict[str, str] = self._answer()
 
-    def run(self, batch_size: int | None) -> float:
-        """Extract once and return the seconds; None is the peer's own default.
+    def run(self, **how: Any) -> float:
+        """Do it once, as is said, and return the seconds.
 
         Raises:
             SideError: the peer ended.
         """
         assert self._process.stdin is not None
         try:
-            print(json.dumps({"batch_size": batch_size}), file=self._process.stdin, flush=True)
+            print(json.dumps(how), file=self._process.stdin, flush=True)
         except BrokenPipeError as error:
             raise SideError(f"{self._name}: ended before it was told to run") from error
         return float(self._answer()["seconds"])
-
-    def vectors(self) -> dict[int, Tensor]:
-        """Return the directions of the last run by block, each [d_model]."""
-        return {int(layer): direction for layer, direction in load_file(self._vectors).items()}
 
     def close(self) -> None:
         """End the process."""
