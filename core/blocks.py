@@ -1,6 +1,6 @@
 """The decoder blocks of a transformers language model, found by structure and not by family."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from engrain.core.errors import ModelError
 
 
-def find_blocks(model: PreTrainedModel) -> list[nn.Module]:
+def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """Return the decoder blocks in order: the outermost list of modules with one entry per layer of the configuration.
 
     Raises:
@@ -22,7 +22,7 @@ def find_blocks(model: PreTrainedModel) -> list[nn.Module]:
     return outermost_blocks(model.get_decoder(), model.config, name)
 
 
-def outermost_blocks(module: nn.Module, config: PretrainedConfig, name: str) -> list[nn.Module]:
+def outermost_blocks(module: nn.Module, config: PretrainedConfig, name: str) -> nn.ModuleList:
     """Return the outermost list of modules inside of ``module`` with one entry per layer of the configuration.
 
     Raises:
@@ -30,7 +30,7 @@ def outermost_blocks(module: nn.Module, config: PretrainedConfig, name: str) -> 
     """
     wanted = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
     lists = [
-        (path, list(found))
+        (path, found)
         for path, found in module.named_modules()
         if isinstance(found, nn.ModuleList) and len(found) == wanted
     ]
@@ -40,7 +40,7 @@ def outermost_blocks(module: nn.Module, config: PretrainedConfig, name: str) -> 
     return min(lists, key=lambda one: one[0].count("."))[1]
 
 
-def linear_modules(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> dict[str, tuple[nn.Linear | Conv1D, int]]:
+def linear_modules(model: PreTrainedModel, blocks: Iterable[nn.Module]) -> dict[str, tuple[nn.Linear | Conv1D, int]]:
     """Return the linear modules inside of the blocks by name, each with the block that it is in.
 
     The weight of GPT-2's ``Conv1D`` lies the other way round, [d_in, d_out].

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engrain.core.errors import ModelError, StrengthError, UnknownNameError, VectorError
+from engrain.core.shards import split_as
 from engrain.core.task_vector import TaskVector
 
 
@@ -46,9 +47,9 @@ def edited(base: Tensor, added: Sequence[tuple[float, Tensor]]) -> Tensor:
         A new tensor in float32, or in the weight's dtype where that is wider.
     """
     wide = torch.promote_types(base.dtype, torch.float32)
-    total = torch.zeros(base.shape, dtype=wide, device=base.device)
+    total = torch.zeros_like(base, dtype=wide)
     for scale, delta in added:
-        total += scale * delta.to(base.device, wide)
+        total += scale * split_as(base, delta.to(base.device, wide))
     return total.add_(base)
 
 
@@ -180,7 +181,9 @@ class WeightEdits:
         if getattr(module, leaf) is None:
             weight = module.weight
             assert isinstance(weight, Tensor)
-            module.bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=weight.requires_grad)
+            module.bias = nn.Parameter(
+                torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device), weight.requires_grad
+            )
             self._attached.add(name)
         found = getattr(module, leaf)
         assert isinstance(found, nn.Parameter)

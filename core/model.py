@@ -53,7 +53,7 @@ class SteerableModel:
         self.tokenizer = tokenizer
         self.source = source
         self.decoder: nn.Module = hf.get_decoder()
-        self.blocks: Sequence[nn.Module] = find_blocks(hf)
+        self.blocks = find_blocks(hf)
         self.width: int = hf.config.get_text_config(decoder=True).hidden_size
         self.steering = Steering(self.decoder, self.blocks, self.width)
         self.edits = WeightEdits(hf, source)

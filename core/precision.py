@@ -4,7 +4,7 @@ On such a processor a bfloat16 product runs seven times slower than the float32 
 Turning a block's weights to float32 costs a few bytes moved per weight, once for each pack of hundreds of tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ def has_half_units(parameter: Tensor) -> bool:
 
 
 @contextmanager
-def float32_compute(decoder: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[None]:
+def float32_compute(decoder: nn.Module, blocks: nn.ModuleList) -> Iterator[None]:
     """Compute the blocks of a half-precision model in float32 inside this context, where that is the faster way.
 
     Embeddings are looked up as stored and handed on as float32; a block's weights are float32 while it runs and the

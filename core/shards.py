@@ -1,4 +1,4 @@
-"""Where a matrix that is split over processes has to ask the others; everything else in Apollo is local.
+"""Matrices that are split over processes: where Apollo has to ask the others, and what all have whole split likewise.
 
 Split matrices are DTensors as ``fully_shard`` (FSDP2) or tensor parallelism make them, oriented [..., channels, side];
 any dimension may be split, on a mesh of any number of dimensions. Plain tensors pass through. DTensor is imported when
@@ -25,6 +25,15 @@ def local(tensor: Any) -> Tensor:
 def layout(tensor: Any) -> object:
     """Return a key that is the same for tensors split alike."""
     return (tensor.device_mesh, tensor.placements) if is_sharded(tensor) else None
+
+
+def split_as(like: Any, whole: Tensor) -> Any:
+    """Return a tensor that every process has whole, split as another is."""
+    if not is_sharded(like):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def gradient(parameter: Any) -> Tensor:

@@ -60,7 +60,7 @@ class Steering:
     Hooks stand only on the blocks that some handle names and on the decoder; none are left when the last handle goes.
     """
 
-    def __init__(self, decoder: nn.Module, blocks: Sequence[nn.Module], width: int) -> None:
+    def __init__(self, decoder: nn.Module, blocks: nn.ModuleList, width: int) -> None:
         self._decoder = decoder
         self._blocks = blocks
         self._width = width

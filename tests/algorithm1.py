@@ -47,12 +47,16 @@ class Algorithm1:
     def weight(self) -> Tensor:
         return self.w.T if self.tall else self.w
 
+    def draw(self, side: int) -> Tensor:
+        """Return a projection, [rank, side]."""
+        seed = mix(self.seed, self.t // self.gap)
+        seed = seed if self.expert is None else mix(seed, self.expert)
+        return gaussian([seed], side, self.rank, 1 / self.rank, torch.device("cpu"))[0].T.double()
+
     def step(self, gradient: Tensor) -> None:
         g = (gradient.T if self.tall else gradient).double()
         if self.t % self.gap == 0:
-            seed = mix(self.seed, self.t // self.gap)
-            seed = seed if self.expert is None else mix(seed, self.expert)
-            self.p = gaussian([seed], len(g), self.rank, 1 / self.rank, torch.device("cpu"))[0].T.double()
+            self.p = self.draw(len(g))
         r = self.p @ g
         self.t += 1
         self.m = self.betas[0] * self.m + (1 - self.betas[0]) * r

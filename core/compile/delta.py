@@ -34,7 +34,7 @@ class TrainableDelta:
         self._matrices = {f"{name}.weight": module for name, module in matrices.items()}
         self.parameters: dict[str, nn.Parameter] = {}
         for name, module in self._matrices.items():
-            delta = torch.zeros_like(module.weight, dtype=torch.float32, memory_format=torch.contiguous_format)
+            delta = torch.zeros(module.weight.shape, dtype=torch.float32, device=module.weight.device)
             if start is not None and name in start.tensors:
                 delta.copy_(start.tensors[name])
             self.parameters[name] = nn.Parameter(delta)

@@ -9,18 +9,19 @@ from functools import partial
 
 import torch
 
+from engrain.core.compile import ranks
 from engrain.core.compile.bias import exact_biases
 from engrain.core.compile.checkpoint import Checkpoint
 from engrain.core.compile.compiler import Order, Progress, check_base
 from engrain.core.compile.corpus import Corpus
-from engrain.core.compile.correction import correct
+from engrain.core.compile.correction import Gap, correct
 from engrain.core.compile.delta import TrainableDelta, frozen
 from engrain.core.compile.entry import checkpointing
 from engrain.core.compile.lesson import Lesson
 from engrain.core.compile.measure import Measure
 from engrain.core.compile.objective import Objective
 from engrain.core.compile.passage import Passage
-from engrain.core.compile.passes import Course
+from engrain.core.compile.passes import MEMORY, Course, Edit
 from engrain.core.compile.rank1 import fit
 from engrain.core.compile.student import LOOK, Student
 from engrain.core.compile.target import WRITERS, Matrix, choose_matrices, mlp_writer
@@ -44,7 +45,8 @@ def compile_distill(model: SteerableModel, order: Order, progress: Progress) -> 
     on the held-out texts is kept; training ends when three looks in a row are no better, or where the loss is no
     number. ``origin`` has the curve and why it ended.
 
-    With a workspace it goes on where it was interrupted, and ends the same to the bit.
+    With a workspace it goes on where it was interrupted, and ends the same to the bit. On a model that is split among
+    processes (``ranks.shard``) each of them learns from its share of a step's packs, and all return the same.
 
     Raises:
         InputError: no corpus or an empty part of it, something is on the model, steering changes nothing on the texts,
@@ -60,6 +62,7 @@ def compile_distill(model: SteerableModel, order: Order, progress: Progress) -> 
     biases = _closed_form(model, order, above)
     if biases is None:
         order = replace(order, recipe=order.recipe.from_nothing())
+    order = replace(order, recipe=order.recipe.dealt_to(ranks.count()))
     key = _key(model, order, sorted(matrices))
     before = None if order.workspace is None else Checkpoint.load(order.workspace, key)
 
@@ -119,8 +122,14 @@ def _start(
     corpus = order.texts(NAME)
     scope, retain = (Passage(model, texts, biases.layers[0]) for texts in (corpus.scope, corpus.retain))
     made = fit(model, order, biases, scope, retain, progress)
+    gaps = [Gap(scope, scope), Gap(retain, retain)]
+    teachers: tuple[Edit, Edit] = (partial(model.steer, *order.actives), nullcontext)
+    # The states of all texts behind a block are 90 MB of the demo model; those behind the one before are let go.
+    del scope, retain
     for layer in above:
-        made = correct(model, order, made, layer, matrices, scope, retain)
+        for at, teacher in enumerate(teachers):
+            gaps[at] = gaps[at].onward(layer, teacher, partial(model.compiled, made))
+        made = correct(model, made, layer, matrices, *gaps)
     return made
 
 
@@ -131,8 +140,10 @@ def _taught(
     teacher = partial(model.steer, *order.actives)
     compared = (*steered, (steered[-1] + len(model.blocks)) // 2)
     faithful = order.spec == "faithful"
-    scope = Course(model, corpus.scope, entry, compared, teacher)
-    retain = Course(model, corpus.retain, entry, compared, teacher if faithful else None)
+    # A process that has kept its pack would not take part in the pass that the others make: then nothing is kept.
+    memory = MEMORY if ranks.count() == 1 else 0
+    scope = Course(model, corpus.scope, entry, compared, teacher, memory)
+    retain = Course(model, corpus.retain, entry, compared, teacher if faithful else None, memory)
     lessons = [
         Lesson(scope, Objective(model, scope, hidden=order.recipe.hidden)),
         Lesson(

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from engrain.core.model import SteerableModel
@@ -23,17 +23,32 @@ def entering(model: SteerableModel, layer: int, states: Tensor) -> Iterator[None
         states: what enters it, [batch, seq, d_model], which the passes inside have as their shape.
     """
 
-    def stand_in(place: int, block: Any) -> Any:
-        def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return states if place == layer - 1 else hidden
-
-        return forward
-
     with ExitStack() as stack:
-        for place, block in enumerate(model.blocks[:layer]):
-            stack.callback(block.__dict__.pop, "forward", None)
-            block.forward = stand_in(place, block)
+        for place in range(layer):
+            block = model.blocks[place]
+            stack.callback(model.blocks.__setitem__, place, block)
+            model.blocks[place] = _StandIn(block, states if place == layer - 1 else None)
         yield
+
+
+class _StandIn(nn.Module):
+    """Stands in the place of a block and does nothing, not even call the block's hooks, which would gather its shards.
+
+    Whatever else the model asks of it, the block answers.
+    """
+
+    def __init__(self, block: nn.Module, states: Tensor | None) -> None:
+        super().__init__()
+        # Beside the modules: it is no part of this one.
+        self.__dict__ |= {"block": block, "states": states}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["block"], name)
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return what was recorded, or what came in."""
+        found: Tensor = hidden if self.__dict__["states"] is None else self.__dict__["states"]
+        return found
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from engrain.core.compile.objective import Objective
-from engrain.core.compile.passes import Course, Recorded
+from engrain.core.compile.passes import Course
 from engrain.core.projection import mix
 
 
@@ -24,8 +24,8 @@ class Lesson:
     objective: Objective
     weight: float = 1.0
 
-    def draw(self, step: int, count: int, seed: int) -> Iterator[tuple[Recorded, float]]:
-        """Yield the packs of one step, each with its share in the step's loss: every place weighs the same.
+    def draw(self, step: int, count: int, seed: int) -> Iterator[tuple[int, float]]:
+        """Yield the numbers of one step's packs, each with its share in the step's loss: every place weighs the same.
 
         Args:
             step: which step, from 0; the same step draws the same packs.
@@ -36,5 +36,5 @@ class Lesson:
         for place in range(step * count, (step + 1) * count):
             epoch, at = divmod(place, len(self.course))
             order = torch.randperm(len(self.course), generator=torch.Generator().manual_seed(mix(seed, epoch)))
-            recorded = self.course[int(order[at])]
-            yield recorded, self.weight * len(recorded.places) / usual / count
+            number = int(order[at])
+            yield number, self.weight * self.course.places_of(number) / usual / count

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from engrain.core.capture import PackRunner
 from engrain.core.compile.entry import entering
+from engrain.core.compile.passes import Edit
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded, Pack
 
@@ -49,18 +51,15 @@ class Passage:
         self._model = model
         self._sequences = sequences
         self._entry = entry
-        runner = self._runner(entry - 1)
-        self.packs: tuple[Pack, ...] = tuple(runner.packs())
+        self.packs: tuple[Pack, ...] = tuple(self._runner(entry).packs())
         self._states: list[Tensor] = []
-        with torch.no_grad():
-            for pack in self.packs if entry else ():
-                runner.observe(pack, lambda layer, states: self._states.append(states))
+        if entry:
+            self._states = [self._run(number, entry - 1) for number in range(len(self))]
 
     def __len__(self) -> int:
         """The number of packs."""
         return len(self.packs)
 
-    @torch.no_grad()
     def see(self, number: int, last: int, modules: Mapping[str, nn.Module]) -> Seen:
         """Run a pack from the entry up to the end of a block, with whatever is on the model now.
 
@@ -69,9 +68,7 @@ class Passage:
             last: the block, not before the entry.
             modules: what to watch, by name; none of them behind that block.
         """
-        pack = self.packs[number]
         before: list[Tensor] = []
-        after: list[Tensor] = []
         inputs: dict[str, Tensor] = {}
         outputs: dict[str, Tensor] = {}
 
@@ -85,14 +82,36 @@ class Passage:
             before.append(entering[0].flatten(0, 1).float())
 
         with ExitStack() as stack:
-            if self._entry:
-                states = self._states[number].unflatten(0, pack.tokens.shape)
-                stack.enter_context(entering(self._model, self._entry, states))
             stack.callback(self._model.blocks[last].register_forward_pre_hook(arrive).remove)
             for name, module in modules.items():
                 stack.callback(module.register_forward_hook(watch(name)).remove)
-            self._runner(last).observe(pack, lambda layer, states: after.append(states.float()))
-        return Seen(before[0], after[0], inputs, outputs)
+            after = self._run(number, last)
+        return Seen(before[0], after.float(), inputs, outputs)
+
+    def onward(self, entry: int, edit: Edit) -> "Passage":
+        """Return the same texts up to a block further on, with what ``edit`` puts on the blocks between.
+
+        Args:
+            entry: the first block that the new one runs at every look.
+            edit: makes a context in which they are run up to there.
+        """
+        found = copy(self)
+        with edit():
+            found._states = [self._run(number, entry - 1) for number in range(len(self))]
+        found._entry = entry
+        return found
+
+    @torch.no_grad()
+    def _run(self, number: int, last: int) -> Tensor:
+        """Run a pack from what is known of it up to the end of a block, and return the states, [tokens, d_model]."""
+        pack = self.packs[number]
+        found: list[Tensor] = []
+        with ExitStack() as stack:
+            if self._states:
+                states = self._states[number].unflatten(0, pack.tokens.shape)
+                stack.enter_context(entering(self._model, self._entry, states))
+            self._runner(last).observe(pack, lambda layer, states: found.append(states))
+        return found[0]
 
     def _runner(self, last: int) -> PackRunner:
         return PackRunner(self._model, self._sequences, [last], float32=True, learning=True)

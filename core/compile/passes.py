@@ -88,6 +88,10 @@ class Course:
         """The number of places where something is predicted, in all packs."""
         return sum(len(places) for _, places in self._packs)
 
+    def places_of(self, number: int) -> int:
+        """Return the number of places in one pack."""
+        return len(self._packs[number][1])
+
     def __getitem__(self, number: int) -> Recorded:
         """Return one pack under the teacher."""
         if number in self._kept:

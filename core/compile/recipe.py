@@ -57,6 +57,13 @@ class Recipe:
         """
         return replace(self, rate=5 * self.rate, steps=2 * self.steps)
 
+    def dealt_to(self, processes: int) -> "Recipe":
+        """Return the recipe with so many packs a step, or a few more, that each process gets as many as the others."""
+        packs = self.packs
+        while 2 * packs % processes:
+            packs += 1
+        return replace(self, packs=packs)
+
     def build(self, parameters: Iterable[nn.Parameter], seed: int) -> torch.optim.Optimizer:
         """Return the optimizer; no weight decay, which would only scale the task vector down.
 

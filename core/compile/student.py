@@ -12,6 +12,7 @@ from engrain.core.compile.checkpoint import Checkpoint, pack_optimizer, unpack_o
 from engrain.core.compile.delta import TrainableDelta
 from engrain.core.compile.lesson import Lesson
 from engrain.core.compile.measure import Measure
+from engrain.core.compile.ranks import dealt, rank, sum_up, summed
 from engrain.core.compile.recipe import Recipe
 
 # Steps between two looks at the held-out texts, and how many in a row may be no better than the best.
@@ -63,11 +64,14 @@ class Student:
         for group in self._optimizer.param_groups:
             group["lr"] = self._recipe.rate_at(self.step)
         self._optimizer.zero_grad(set_to_none=True)
+        drawn = [(lesson, *one) for lesson in lessons for one in lesson.draw(self.step, self._recipe.packs, self._seed)]
         loss = 0.0
-        for lesson in lessons:
-            for recorded, share in lesson.draw(self.step, self._recipe.packs, self._seed):
-                with self.delta.active():
-                    loss += share * lesson.objective.descend(recorded, share)
+        for lesson, number, share in dealt(drawn):
+            recorded = lesson.course[number]
+            with self.delta.active():
+                loss += share * lesson.objective.descend(recorded, share)
+        loss = summed(loss)
+        sum_up([parameter.grad for parameter in self._parameters if parameter.grad is not None])
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP))
         if not math.isfinite(loss + norm):
             self.stopped = f"the loss was {loss} and its gradient {norm} at step {self.step + 1}"
@@ -101,11 +105,13 @@ class Student:
             delta.copy_(self._best[name])
 
     def save(self, folder: Path, key: str) -> None:
-        """Write a checkpoint; the one before stays when this one cannot be written.
+        """Write a checkpoint; the one before stays when this one cannot be written. Of several processes, one does.
 
         Raises:
             InputError: the folder cannot be written to.
         """
+        if rank():
+            return
         moments, plain = pack_optimizer(self._optimizer)
         parts: dict[str, Mapping[str, Tensor]] = {
             "delta": self.delta.parameters,

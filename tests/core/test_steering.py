@@ -261,7 +261,7 @@ def test_a_block_that_returns_a_tuple_keeps_the_rest_of_it(llama: SteerableModel
     block = Pair()
     from engrain.core.steering import Steering
 
-    steering = Steering(nn.Identity(), [block], 32)
+    steering = Steering(nn.Identity(), nn.ModuleList([block]), 32)
     handle = steering.add(activate(vector(), 0, 1.0))
     hidden = torch.randn(2, 3, 32)
     steered, rest = block(hidden)

@@ -1,7 +1,7 @@
 """``engrain compile``: verified vectors into weights, and the verdict on these."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -14,6 +14,14 @@ from engrain.core.contrast import PairSet
 from engrain.core.errors import InputError
 from engrain.core.names import check_name
 from engrain.plugins.manager import Plugins
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engrain.compiling import Wish
+    from engrain.core.model import SteerableModel
+    from engrain.registry.store import Store
+    from engrain.source import Source
 
 _GIB = 1 << 30
 
@@ -66,7 +74,8 @@ def compile_command(
     """Compile the vector NAME, or all that a profile has switched on as one, into a task vector.
 
     Its verdict must have passed. Then the vector is taken off, and the weights are verified the same way; exit code 1
-    when they do not pass. An interrupted run goes on where it was.
+    when they do not pass. An interrupted run goes on where it was. Under accelerate launch or torchrun the processes
+    share the base and the training; what comes out is verified afterwards, by engrain verify task-vector/NAME.
 
     Example: engrain compile listening --backend rank1
     """
@@ -106,11 +115,15 @@ def compile_command(
 
     from engrain.compiling import Wish, compile_and_prove
     from engrain.loading import load
+    from engrain.processes import launched
     from engrain.verifying import JUDGE
 
     model = load(model_name, plugins=plugins)
     chosen = None if layers is None else tuple(parse_layers(layers, len(model.blocks)) or range(len(model.blocks)))
     wish = Wish(backend, spec, target, chosen, seed, optimizer, force, control)
+    if launched() > 1:
+        _compile_together(model, sources, plugins, store, wish, called, out, as_json)
+        return
     with progress_bar() as bar:
         compiled = compile_and_prove(
             model, sources, plugins, store, wish, name=called, out=out, judge=judge or JUDGE, bar=bar, say=say
@@ -121,6 +134,40 @@ def compile_command(
     print_json(result) if as_json else print_compiled(result)
     if not compiled.passed:
         context.exit(1)
+
+
+def _compile_together(
+    model: "SteerableModel",
+    sources: "Sequence[Source]",
+    plugins: Plugins,
+    store: "Store",
+    wish: "Wish",
+    called: str,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Compile in all the processes of a launcher, of which the first publishes and speaks."""
+    from engrain.compiling import compile_together, publish_compiled
+    from engrain.processes import joined
+
+    with joined() as process, progress_bar(shown=process.first) as bar:
+        made = compile_together(
+            model, process, sources, plugins, wish, name=called, bar=bar, say=say if process.first else _keep_quiet
+        )
+        if not process.first:
+            return
+        if out is not None:
+            made.save(out, force=wish.force)
+        version = publish_compiled(store, made, sources)
+    result = {"task_vector": version.reference, "folder": None if out is None else str(out), "passed": None}
+    if as_json:
+        print_json(result)
+    else:
+        click.echo(f"{version.reference} is compiled and not yet verified: engrain verify task-vector/{called}")
+
+
+def _keep_quiet(text: str) -> None:
+    """Leave the speaking to the first process."""
 
 
 def _plan(

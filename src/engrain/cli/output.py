@@ -39,13 +39,13 @@ def describe_judged(judged: dict[str, Any]) -> str:
 
 
 @contextmanager
-def progress_bar() -> "Iterator[Progress]":
-    """Show progress on stderr while the context lasts; nothing where stderr is not a terminal."""
+def progress_bar(*, shown: bool = True) -> "Iterator[Progress]":
+    """Show progress on stderr while the context lasts; nothing where stderr is not a terminal, or if not ``shown``."""
     # Imported here: a reply without a bar should not wait for it.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not (shown and sys.stderr.isatty())) as bar:
         yield bar

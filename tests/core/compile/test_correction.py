@@ -13,7 +13,7 @@ from compile_order import CORPUS, DIRECTION, ORDER, active, fresh
 from engrain.core.blocks import block_output
 from engrain.core.compile import correction, regression
 from engrain.core.compile.compiler import Order
-from engrain.core.compile.correction import correct
+from engrain.core.compile.correction import Gap, correct
 from engrain.core.compile.passage import Passage
 from engrain.core.compile.rank1 import compile_rank1
 from engrain.core.compile.target import choose_matrices
@@ -33,8 +33,10 @@ def started(model: SteerableModel) -> TaskVector:
 
 
 def corrected(model: SteerableModel, start: TaskVector, order: Order = ORDER, target: str = "writers") -> TaskVector:
-    scope, retain = (Passage(model, texts, 1) for texts in (CORPUS.scope, CORPUS.retain))
-    return correct(model, order, start, 2, choose_matrices(model, target, [2]), scope, retain)
+    sides = ((CORPUS.scope, partial(model.steer, *order.actives)), (CORPUS.retain, nullcontext))
+    begun = [(Passage(model, texts, 1), teacher) for texts, teacher in sides]
+    gaps = [Gap(one, one).onward(2, teacher, partial(model.compiled, start)) for one, teacher in begun]
+    return correct(model, start, 2, choose_matrices(model, target, [2]), *gaps)
 
 
 def behind(model: SteerableModel, name: str, one: Encoded, edit: AbstractContextManager[object]) -> dict[str, Tensor]:
@@ -134,4 +136,4 @@ def test_a_block_of_experts_is_refused() -> None:
     model = tiny("qwen3_moe")
     passage = Passage(model, CORPUS.scope[:1], 1)
     with pytest.raises(InputError, match="experts"):
-        correct(model, ORDER, started(fresh()), 2, {}, passage, passage)
+        correct(model, started(fresh()), 2, {}, Gap(passage, passage), Gap(passage, passage))

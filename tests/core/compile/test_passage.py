@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -17,13 +18,15 @@ TEXTS = (Encoded((1, 2, 3, 4), (5, 6)), Encoded((1, 2, 9), (7, 5, 6)), Encoded((
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "gpt_neox", "qwen3"])
-@pytest.mark.parametrize("entry", [0, 1])
+@pytest.mark.parametrize("entry", [0, 1, 2])
 @pytest.mark.parametrize("steered", [False, True])
 def test_what_is_seen_is_what_a_whole_pass_has(family: str, entry: int, steered: bool) -> None:
     model = fresh(family)
     name, module = mlp_writer(model, 2)
-    passage = Passage(model, TEXTS, entry)
-    with model.steer(active()) if steered else nullcontext():
+    edit = partial(model.steer, active()) if steered else nullcontext
+    # Block 1 is steered, so the one that begins behind it has to have gone through it.
+    passage = Passage(model, TEXTS, min(entry, 1)).onward(2, edit) if entry == 2 else Passage(model, TEXTS, entry)
+    with edit():
         seen = [passage.see(number, 2, {name: module}) for number in range(len(passage))]
         whole: dict[str, list[Tensor]] = {"inputs": [], "outputs": [], "before": [], "after": []}
 

@@ -1,0 +1,41 @@
+"""engrain under a launcher (``accelerate launch``, ``torchrun``): several processes that compile one task vector."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Process:
+    """One of several.
+
+    Attributes:
+        first: whether it is the one that speaks and publishes.
+        device: what it computes on, as torch names devices.
+    """
+
+    first: bool
+    device: str
+
+
+def launched() -> int:
+    """Return how many processes the launcher has started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def joined() -> Iterator[Process]:
+    """Have this process work with the others inside of the block."""
+    import torch
+    import torch.distributed as dist
+
+    on_gpu = torch.cuda.is_available()
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpu else "cpu"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield Process(dist.get_rank() == 0, device)
+    finally:
+        dist.destroy_process_group()
