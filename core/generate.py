@@ -1,14 +1,14 @@
 """Replies of a model to conversations, several at a time, as text or as a stream of it."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from engrain.core.draw import Draw
 from engrain.core.errors import InputError
 from engrain.core.model import Conversation, SteerableModel
 
@@ -63,15 +63,17 @@ def generate(
         raise InputError(f"A stream shows one reply, {len(conversations)} were asked for.")
     tokens, mask = _pad_left([model.render(one) for one in conversations])
     device = model.hf.device
-    drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-    with torch.inference_mode(), _seeded(sampling.seed):
+    # Not with do_sample: drawing is a processor of its own.
+    draws = [Draw(sampling.temperature, sampling.top_p, sampling.seed)] if sampling.temperature > 0 else []
+    with torch.inference_mode():
         found = model.hf.generate(
             input_ids=tokens.to(device),
             attention_mask=mask.to(device),
             max_new_tokens=sampling.max_new_tokens,
             streamer=None if on_text is None else _TextStreamer(model.tokenizer, on_text),
             pad_token_id=_pad_token(model),
-            **(drawn if sampling.temperature > 0 else {"do_sample": False}),
+            do_sample=False,
+            logits_processor=LogitsProcessorList(draws),
         )
     replies = model.tokenizer.batch_decode(found[:, tokens.shape[1] :], skip_special_tokens=True)
     return [reply.strip() for reply in replies]
@@ -91,14 +93,6 @@ def _pad_token(model: SteerableModel) -> int:
     ends = model.hf.generation_config.eos_token_id
     known = (model.tokenizer.pad_token_id, ends[0] if isinstance(ends, list) else ends)
     return next((token for token in known if token is not None), 0)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Draw from a seed inside, and go on outside as if nothing had been drawn."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
 
 
 class _TextStreamer(BaseStreamer):
