@@ -68,7 +68,8 @@ def summed(number: float) -> float:
     """Return the sum of a number over the processes."""
     if count() == 1:
         return number
-    held = torch.tensor(number, dtype=torch.float64)
+    # NCCL sums what lies on GPUs alone.
+    held = torch.tensor(number, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(held)
     return float(held)
 
