@@ -93,6 +93,8 @@ class _Work:
             kl, _ = divergences(steered.log_probabilities, side.log_probabilities, side.following)
             return kl, {layer: side.states[layer].double() for layer in self.depths}
 
+        # Nothing is to be done for a prompt without a fluent reply.
+        self.progress("proof: hidden states", len(self.held_out.prompts) - len(sequences))
         looked = each_side(self.model, sequences, edits, self.entry, compare, layers=self.depths, reference=_STEERED)
         for pack, found in looked:
             for name, own in sums.items():
@@ -114,7 +116,7 @@ class _Work:
                 mass = attention_mass(self.model, sequences, [turns[one.prompt] for one in sequences], self.entry)
             if mass is not None:
                 found[name] = mass
-            self.progress("proof: attention", len(sequences))
+            self.progress("proof: attention", len(self.held_out.prompts))
         return found
 
     def drift(self, kind: str) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def test_processes_of_a_launcher_compile_together(folder: Path, tmp_path: Path) 
     launch += ["--num_processes", "2", "--main_process_port", port]
     out = tmp_path / "made"
     asked = ["compile", "saying", "--force", "--json", "--out", str(out), "-m", str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(_TESTS), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(_TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*launch, str(script), *asked], check=False, capture_output=True, text=True, timeout=300, env=environment
     )

@@ -78,7 +78,9 @@ def held_out(model: SteerableModel) -> HeldOut:
         model.encode("Hello.", "a neutral reply"),
         model.encode("Who?", "nobody"),
     ]
-    return HeldOut(PairSet(tuple(pairs)), neutral, ("Tell me a story.", "What now?", "Why?"), ())
+    # Of what a random model says some is too unlikely to be kept.
+    prompts = ("Tell me a story.", "What now?", "Why?", "Who goes there?", "Is it late?", "Name a river.")
+    return HeldOut(PairSet(tuple(pairs)), neutral, prompts, ())
 
 
 def proved(model: SteerableModel, task_vector: TaskVector, edit: Active | None = None, **how: Any) -> Proof:
