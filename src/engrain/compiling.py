@@ -13,7 +13,6 @@ from rich.progress import Progress
 
 from engrain.core.compile.checkpoint import forget
 from engrain.core.compile.compiler import Order, Spec
-from engrain.core.compile.ranks import shard
 from engrain.core.compile.recipe import Recipe
 from engrain.core.compile.target import choose_matrices
 from engrain.core.composition import Active
@@ -24,7 +23,6 @@ from engrain.core.model import SteerableModel
 from engrain.core.task_vector import MANIFEST, TaskVector
 from engrain.gathering import gather_corpus
 from engrain.plugins.manager import Plugins
-from engrain.processes import Process
 from engrain.proving import compiled_from, verify_compiled
 from engrain.registry.provenance import Provenance
 from engrain.registry.store import Parent, Store, Version
@@ -98,30 +96,6 @@ def compile_sources(
     order = _order(name, actives, wish, plugins, _workspace(order_digest(sources, wish)))
     made = _compile(model, order, sources, wish, plugins, bar, say)
     return replace(made, name=name, origin=_origin(made, order, sources, wish, forced=bool(others)))
-
-
-def compile_together(
-    model: SteerableModel,
-    process: Process,
-    sources: Sequence[Source],
-    plugins: Plugins,
-    wish: Wish,
-    *,
-    name: str,
-    bar: Progress,
-    say: Callable[[str], None],
-) -> TaskVector:
-    """Return what ``compile_sources`` does, from a base that is split among the processes of a launcher.
-
-    All processes return the same. The model stays split; it is of no use outside of them.
-
-    Raises:
-        InputError: a control is wished for, which only a proof is made with; and as ``compile_sources``.
-    """
-    if wish.control:
-        raise InputError("--control belongs to the proof, which one process makes; leave it out under a launcher.")
-    shard(model, process.device)
-    return compile_sources(model, sources, plugins, wish, name=name, bar=bar, say=say)
 
 
 def compile_control(

@@ -6,7 +6,9 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from engrain.core.contrast import PairSet
@@ -73,3 +75,9 @@ def test_processes_of_a_launcher_compile_together(folder: Path, tmp_path: Path) 
     assert min(look["short"] for look in made.origin["curve"]) < 1
     assert [str(one) for one in Store().names("task-vector")] == ["saying"]
     assert not list((tmp_path / "cache").rglob("checkpoint*"))
+
+
+def test_a_control_is_refused_under_a_launcher(engrain: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = engrain("compile", "listening", "--control", "-m", folder)
+    assert (done.code, "leave it out under a launcher" in done.err) == (2, True)

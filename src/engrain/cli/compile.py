@@ -92,10 +92,13 @@ def compile_command(
 
     from engrain.core.files import check_folder
     from engrain.core.task_vector import MANIFEST
+    from engrain.processes import launched
     from engrain.registry.store import Store
     from engrain.source import check_proved, find_source, find_sources
 
     # Before minutes of work, not after them.
+    if control and launched() > 1:
+        raise InputError("--control belongs to the proof, which one process makes; leave it out under a launcher.")
     plugins.compiler(backend)
     if out is not None:
         check_folder(out, MANIFEST, force=force)
@@ -115,7 +118,6 @@ def compile_command(
 
     from engrain.compiling import Wish, compile_and_prove
     from engrain.loading import load
-    from engrain.processes import launched
     from engrain.verifying import JUDGE
 
     model = load(model_name, plugins=plugins)
@@ -147,13 +149,14 @@ def _compile_together(
     as_json: bool,
 ) -> None:
     """Compile in all the processes of a launcher, of which the first publishes and speaks."""
-    from engrain.compiling import compile_together, publish_compiled
+    from engrain.compiling import compile_sources, publish_compiled
+    from engrain.core.compile.ranks import shard
     from engrain.processes import joined
 
     with joined() as process, progress_bar(shown=process.first) as bar:
-        made = compile_together(
-            model, process, sources, plugins, wish, name=called, bar=bar, say=say if process.first else _keep_quiet
-        )
+        shard(model, process.device)
+        tell = say if process.first else lambda text: None
+        made = compile_sources(model, sources, plugins, wish, name=called, bar=bar, say=tell)
         if not process.first:
             return
         if out is not None:
@@ -164,10 +167,6 @@ def _compile_together(
         print_json(result)
     else:
         click.echo(f"{version.reference} is compiled and not yet verified: engrain verify task-vector/{called}")
-
-
-def _keep_quiet(text: str) -> None:
-    """Leave the speaking to the first process."""
 
 
 def _plan(
