@@ -58,8 +58,8 @@ def verify_compiled(
         say: tells the person something.
 
     Raises:
-        InputError: there are no unseen pairs to test on, or too few; or the vectors that it was compiled from are not
-            known.
+        InputError: there are no unseen pairs to test on, or too few; or no unseen scenarios; or the vectors that it was
+            compiled from are not known.
         FingerprintError: it was compiled for another base.
         JudgeError: the judge does not answer.
     """

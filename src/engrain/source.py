@@ -120,7 +120,7 @@ def check_proved(sources: Sequence[Source], force: bool) -> None:
     """Check that every vector has a passing verdict, and unseen pairs to prove the weights on.
 
     Raises:
-        InputError: one has not, and ``force`` is false; or there are no unseen pairs.
+        InputError: one has not, and ``force`` is false; or there are no unseen pairs or no unseen scenarios.
     """
     for source in sources:
         name, reference = source.subject.name, source.version.reference
@@ -135,3 +135,4 @@ def check_proved(sources: Sequence[Source], force: bool) -> None:
                 f"'{name}' was made from every pair that is recorded with it, and compiled weights are verified on "
                 f"unseen ones: engrain compile {name} --pairs FILE.jsonl."
             )
+        source.subject.check_prompts()

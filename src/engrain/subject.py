@@ -103,6 +103,19 @@ class Subject:
         prompts = self.prompts or tuple(dict.fromkeys(pair.messages[-1].content for pair in pairs.ordinary))
         return replace(self, test=pairs, prompts=prompts)
 
+    def check_prompts(self) -> None:
+        """Check that a behavior has unseen scenarios to reply freely to; those of pairs alone are the pairs' own.
+
+        Raises:
+            InputError: it has none.
+        """
+        if self.brief is not None and not self.prompts:
+            raise InputError(
+                f"'{self.name}' has {len(self.scenarios)} scenarios and none of them in the test split, so that there "
+                f"is nothing unseen to reply freely to. Add scenarios: by the hash of their prompts three in ten fall "
+                f"there."
+            )
+
     def layers(self, count: int) -> tuple[int, ...]:
         """Return the blocks to look at in a model of ``count`` blocks: five at most, evenly spread."""
         low, high = (round(share * (count - 1)) for share in self.depth)

@@ -57,7 +57,7 @@ def verify_subject(
         judge: of the free replies, ``NAME`` or ``NAME:ARGUMENT``.
 
     Raises:
-        InputError: there are no unseen pairs to test on, or too few.
+        InputError: there are no unseen pairs to test on, or too few; or no unseen scenarios.
         JudgeError: the judge does not answer.
     """
     held = held_out(model, subject, plugins, judge)
@@ -99,7 +99,7 @@ def held_out(model: SteerableModel, subject: Subject, plugins: Plugins, judge: s
         judge: of the free replies, ``NAME`` or ``NAME:ARGUMENT``.
 
     Raises:
-        InputError: there are no unseen pairs, or the judge does not fit the subject.
+        InputError: there are no unseen pairs or no unseen scenarios, or the judge does not fit the subject.
         UnknownNameError: no such judge or scorer.
     """
     if subject.test is None:
@@ -107,6 +107,7 @@ def held_out(model: SteerableModel, subject: Subject, plugins: Plugins, judge: s
             f"'{subject.name}' was made from every pair that is recorded with it, and a verdict needs unseen ones: "
             f"engrain verify {subject.name} --pairs FILE.jsonl."
         )
+    subject.check_prompts()
     return HeldOut(
         subject.test,
         read_neutral(model, split="test"),

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from engrain.core.contrast import split_of
 from engrain.core.vector import SteeringVector
 from engrain.registry.store import Store
 from engrain.registry.vectors import read_vector
 from engrain.subject import Subject
+from saying import behavior, plugins_with
 
 
 @pytest.fixture
@@ -272,6 +275,22 @@ def test_verify_needs_pairs_that_the_vector_has_not_seen(engrain: Any, folder: P
     unknown = engrain("verify", "lisening", "-m", folder)
     assert unknown.code == 2
     assert "listening" in unknown.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("verify", "saying"), ("run", "saying"), ("evaluate", "saying", "--judge", "contrastive")],
+)
+def test_a_behavior_without_an_unseen_scenario_is_refused_before_the_model_is_loaded(
+    engrain: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    whole = behavior()
+    seen = [one for one in whole.scenarios() if split_of(one.prompt) != "test"][:3]
+    bare = replace(whole, scenarios=lambda: seen)
+    monkeypatch.setattr("engrain.cli.main.build_manager", lambda: plugins_with(bare))
+    done = engrain(*command, "-m", tmp_path / "nowhere")
+    assert done.code == 2
+    assert "'saying' has 3 scenarios and none of them in the test split" in done.err
 
 
 def test_a_verdict_is_printed_published_and_told_by_the_exit_code(engrain: Any, folder: Path, tmp_path: Path) -> None:

@@ -82,6 +82,8 @@ def evaluate_command(
 
     scorers = {name: plugins.scorer(name) for name in scores}
     subject = None if behavior is None else Subject.of_behavior(plugins.behavior(behavior))
+    if judge is not None and subject is not None:
+        subject.check_prompts()
     pairs = (
         PairSet.read(pairs_file) if pairs_file is not None else plugins.behavior(str(behavior)).pairs().split("test")
     )

@@ -40,6 +40,7 @@ def run_command(context: click.Context, behavior: str, backend: str, seed: int, 
     from engrain.subject import Subject
 
     subject = Subject.of_behavior(declared)
+    subject.check_prompts()
     model = load(model_name, plugins=plugins)
     with progress_bar() as bar:
         done = run_subject(model, subject, plugins, Store(), Wish(backend, seed=seed), bar=bar, say=say)

@@ -72,6 +72,8 @@ def verify_command(
     subject = find_subject(plugins, store, name)
     if pairs_file is not None:
         subject = subject.tested_on(PairSet.read(pairs_file))
+    if subject.test is not None:
+        subject.check_prompts()
 
     from engrain.loading import load
     from engrain.verifying import JUDGE, verify_subject, write_report
