@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,9 @@ from engrain.core.errors import InputError, ProfileError
 from engrain.core.names import check_name
 from engrain.core.positions import check_operation, check_positions
 
-_RESOLVER = re.compile(r"\$\{\s*[A-Za-z_][\w.]*\s*:")
+# A key of the file, as ${model}. What else holds ${ may be a resolver, which reads the environment, or put one together
+# out of other keys.
+_REFERENCE = re.compile(r"\$\{[A-Za-z_][\w.-]*\}")
 _MAX_BYTES = 1 << 20
 
 
@@ -81,20 +83,25 @@ class Profile:
         return cls.parse(text, overrides, source=str(path))
 
     @classmethod
-    def parse(cls, text: str, overrides: Sequence[str] = (), *, source: str = "profile") -> Self:
-        """Read a profile from its text; arguments and errors as ``read``."""
-        for place in (text, *overrides):
-            found = _RESOLVER.search(place)
-            if found:
-                raise ProfileError(
-                    f"{source}: '{found.group()}...' calls a resolver; a profile may refer to its own keys only, "
-                    f"as ${{model}}."
-                )
+    def parse(
+        cls, text: str, overrides: Sequence[str] = (), *, source: str = "profile", references: bool = True
+    ) -> Self:
+        """Read a profile from its text; other arguments and errors as ``read``.
+
+        Args:
+            text: YAML.
+            overrides: as for ``read``.
+            source: what to call the text in messages.
+            references: whether a value may refer to another key; a stranger's need not.
+        """
         try:
             loaded = OmegaConf.create(text)
             if not isinstance(loaded, DictConfig):
                 raise ProfileError(f"{source}: a profile is a mapping with the keys model and behaviors.")
             changes = OmegaConf.from_dotlist(list(overrides))
+            # As parsed, where no escape hides anything, and before merging, which resolves.
+            for part in (loaded, changes):
+                _check_references(OmegaConf.to_container(part), source, references)
             merged = OmegaConf.merge(OmegaConf.structured(cls), loaded, changes)
             profile: Any = OmegaConf.to_object(merged)
         except OmegaConfBaseException as error:
@@ -116,6 +123,30 @@ class Profile:
     def enabled(self) -> dict[str, Entry]:
         """The entries that are on."""
         return {name: entry for name, entry in self.behaviors.items() if entry.enabled}
+
+
+def _check_references(tree: Any, source: str, references: bool) -> None:
+    for text in _strings(tree):
+        if "${" in text and not references:
+            raise ProfileError(f"{source}: '{_line(text)[:80]}' refers to another key; write the value itself.")
+        if "${" in _REFERENCE.sub("", text):
+            raise ProfileError(
+                f"{source}: '{_line(text)[:80]}' may call a resolver; a profile may refer to its own keys only, "
+                f"as ${{model}}."
+            )
+
+
+def _strings(tree: Any) -> Iterator[str]:
+    """Yield every text in a tree, the keys among them."""
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _strings(key)
+            yield from _strings(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _strings(value)
 
 
 def _said(error: OmegaConfBaseException) -> str:

@@ -199,7 +199,8 @@ class Admission:
         version = self._store.resolve(Reference.parse(reference, "profile"))
         if version.kind != "profile":
             raise InputError(f"'{reference}' is a {version.kind}, a profile is needed.")
-        return Profile.parse(json.dumps({"behaviors": version.config["behaviors"]}), source=version.reference)
+        behaviors = json.dumps({"behaviors": version.config["behaviors"]})
+        return Profile.parse(behaviors, source=version.reference, references=False)
 
     def _active(self, entry: Entry) -> Active:
         return self._activate(self._vector(str(entry.vector)), entry)
@@ -273,7 +274,7 @@ def _parse(text: str) -> Profile:
         behaviors = json.dumps({"behaviors": json.loads(text)})
     except (ValueError, RecursionError) as error:
         raise InputError(f"'{KEY}' starts as JSON but is not: {error}") from error
-    return Profile.parse(behaviors, source=KEY)
+    return Profile.parse(behaviors, source=KEY, references=False)
 
 
 def _as_json(spec: Any) -> str:

@@ -63,6 +63,10 @@ def test_a_key_of_the_file_may_be_referred_to() -> None:
         ("model: ${oc.env:HOME}", "resolver"),
         ("model: ${oc.env :HOME}", "resolver"),
         ("model: ${ oc.decode:x}", "resolver"),
+        ('model: "\\x24{oc.env:HOME}"', "resolver"),
+        ("behaviors: {a: {vector: '${${behaviors.b.vector}:HOME}'}, b: {vector: oc.env}}", "resolver"),
+        ("model: '${model}${${model}:HOME}'", "resolver"),
+        ("'${oc.env:HOME}': demo", "resolver"),
         ("model: ${nowhere}", "nowhere"),
         ("- a\n- b", "mapping"),
         ("model: [", "not YAML"),
@@ -80,6 +84,8 @@ def test_what_is_wrong_is_said_in_one_line(text: str, said: str) -> None:
 def test_a_resolver_in_an_override_is_refused() -> None:
     with pytest.raises(ProfileError, match="resolver"):
         Profile.parse(GOOD, ["model=${oc.env:HOME}"])
+    with pytest.raises(ProfileError, match="resolver"):
+        Profile.parse(GOOD, ['model="\\x24{oc.env:HOME}"'])
 
 
 def test_an_unknown_key_in_an_override_is_refused() -> None:

@@ -117,6 +117,23 @@ def test_what_cannot_be_followed_is_refused_in_one_line(admission: Admission, sp
     assert len(message) < 1000
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"a": {"vector": "${${behaviors.b.vector}:ENGRAIN_SECRET}"}, "b": {"vector": "oc.env", "enabled": False}},
+        '{"a": {"vector": "\\u0024{oc.env:ENGRAIN_SECRET}"}}',
+        {"a": {"vector": "${behaviors.b.vector}"}, "b": {"vector": "listening"}},
+    ],
+)
+def test_a_request_cannot_refer_to_anything_and_learns_nothing_of_the_environment(
+    admission: Admission, spec: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENGRAIN_SECRET", "hidden")
+    with pytest.raises(InputError, match="write the value itself") as refused:
+        admission.admit({"engrain": spec})
+    assert "hidden" not in str(refused.value)
+
+
 def test_a_mistyped_argument_is_refused_and_not_ignored(admission: Admission) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'engrain_positions'"):
         admission.admit({"engrain_position": "generated"})
