@@ -1,5 +1,6 @@
 """Discovery of plugins, one by one, so that a broken one takes none of the others down."""
 
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -136,13 +137,13 @@ class Plugins:
         return self._backend(name)[1]
 
     def _backend(self, name: str) -> "tuple[Compiler, Spec]":
-        known = self._collect("register_compilers", lambda name, compile, spec="selective": (name, (compile, spec)))
+        known = self._collect("register_compilers", lambda name, compile, spec: (name, (compile, spec)))
         found: tuple[Compiler, Spec] = self._find("backend", known, name)
         return found
 
     def model_sources(self) -> list[spec.FindModel]:
         """Return the model sources, in the order in which they are asked."""
-        ranked = self._collect("register_model_sources", lambda name, find, rank=50: (name, (rank, find)))
+        ranked = self._collect("register_model_sources", lambda name, find, rank: (name, (rank, find)))
         return [find for (_, find), _ in sorted(ranked.values(), key=lambda found: found[0][0])]
 
     def exporter(self, name: str) -> tuple[spec.WriteExport, tuple[str, ...]]:
@@ -186,7 +187,7 @@ class Plugins:
             PluginError: two plugins register the same name.
         """
         for hook in (name for name, one in vars(spec).items() if hasattr(one, f"{spec.PROJECT}_spec")):
-            self._collect(hook, lambda first, *rest, **options: (getattr(first, "name", first), first))
+            self._collect(hook, lambda first, *rest: (getattr(first, "name", first), first))
 
     def _one(self, what: str, hook: str, name: str) -> Any:
         return self._find(what, self._collect(hook, lambda name, value: (name, value)), name)
@@ -198,12 +199,15 @@ class Plugins:
 
     def _collect(self, hook: str, read: Callable[..., tuple[str, Any]]) -> dict[str, tuple[Any, Origin]]:
         found: dict[str, tuple[Any, Origin]] = {}
+        signature = _register(hook)
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():
             origin = self.origin(implementation.plugin_name)
             own: dict[str, Any] = {}
 
             def register(*args: Any, own: dict[str, Any] = own, **kwargs: Any) -> None:
-                name, value = read(*args, **kwargs)
+                given = signature.bind(*args, **kwargs)
+                given.apply_defaults()
+                name, value = read(*given.args)
                 if name in own:
                     raise PluginError(f"'{name}' is registered twice")
                 own[name] = value
@@ -248,6 +252,13 @@ def build_manager(*, load: bool = True) -> Plugins:
         if names is None or origin.distribution == OWN or entry.name in names:
             _load(plugins, entry, origin)
     return plugins
+
+
+def _register(hook: str) -> inspect.Signature:
+    """Return what the specification of a hook promises of its ``register``: names, order and defaults."""
+    protocol = inspect.signature(getattr(spec, hook)).parameters["register"].annotation
+    promised = inspect.signature(protocol.__call__)
+    return promised.replace(parameters=[one for name, one in promised.parameters.items() if name != "self"])
 
 
 def _load(plugins: Plugins, entry: EntryPoint, origin: Origin) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from engrain.plugins.manager import build_manager
+
 GOOD = """
 from engrain.plugins import Behavior, hookimpl
 
@@ -107,3 +109,79 @@ def test_a_plugins_command_is_run_and_a_broken_one_says_so(site: Path) -> None:
     done = engrain(site, "fail")
     assert done.returncode == 2
     assert "The command 'fail' of dist-verbs 2.5 cannot be loaded" in done.stderr
+
+
+BY_KEYWORD = """
+from engrain.plugins import Behavior, hookimpl
+
+@hookimpl
+def register_behaviors(register):
+    register(behavior=Behavior("kept", "d", list, list, "do", "do not"))
+
+@hookimpl
+def register_estimators(register):
+    register(name="mean", estimator=len)
+
+@hookimpl
+def register_scorers(register):
+    register(name="short", scorer=len)
+
+@hookimpl
+def register_judges(register):
+    register("strict", judge=len)
+
+@hookimpl
+def register_compilers(register):
+    register(compile=len, name="own")
+
+@hookimpl
+def register_model_sources(register):
+    register(name="shelf", find=len, rank=5)
+
+@hookimpl
+def register_exporters(register):
+    register("text", kinds=["vector"], write=len)
+
+@hookimpl
+def register_importers(register):
+    register(suffix=".text", read=len)
+
+@hookimpl
+def register_remotes(register):
+    register(scheme="tape", open_remote=len)
+
+@hookimpl
+def register_commands(register):
+    register(name="hello", load=len)
+"""
+
+
+def test_register_takes_keywords_under_the_names_that_the_specification_gives(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(site, "keyword", BY_KEYWORD)
+    monkeypatch.syspath_prepend(str(site))
+    plugins = build_manager()
+    plugins.check()
+    assert plugins.broken == []
+    assert plugins.behavior("kept").name == "kept"
+    assert plugins.estimator("mean") is plugins.scorer("short") is plugins.judge("strict") is len
+    assert plugins.compiler("own") is plugins.importer(".text") is len
+    assert plugins.spec_of("own") == "selective"
+    assert plugins.model_sources()[0] is len
+    assert plugins.exporter("text") == (len, ("vector",))
+    assert plugins.remote("tape://abc") == len("tape://abc")
+    assert "hello" in plugins.commands()
+
+
+def test_register_with_a_name_that_is_not_the_specifications_breaks_the_plugin(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(site, "misnamed", BY_KEYWORD.replace("scorer=len", "score=len"))
+    monkeypatch.syspath_prepend(str(site))
+    plugins = build_manager()
+    plugins.check()
+    assert [str(one) for one in plugins.broken] == [
+        "Plugin 'misnamed' of dist-misnamed 2.5 cannot be loaded: register_scorers: TypeError: missing a required "
+        "argument: 'scorer'"
+    ]
