@@ -206,6 +206,7 @@ def made_up(drawn: random.Random) -> Any:
             lambda: json.dumps({drawn.choice("xyz"): entry(depth) for _ in range(drawn.randrange(3))}),
             lambda: "x" * drawn.choice([1000, 20_000, 200_000]) if drawn.random() < 0.05 else "x",
             lambda: "[" * drawn.randrange(3000),
+            lambda: "from:" + drawn.choice(["0", "5", "-1", "9" * 9, "9" * 10, "9" * 20, "9" * 5000]),
         ]
         return drawn.choice(kinds)()
 

@@ -12,6 +12,7 @@ from engrain.core.contrast import ContrastPair, PairSet
 from engrain.core.errors import DataError, UnknownNameError
 from engrain.core.gradient import margin_gradient
 from engrain.core.model import SteerableModel
+from engrain.core.number import whole
 from engrain.core.packing import Pack
 from engrain.core.vector import SteeringVector
 
@@ -240,11 +241,6 @@ def check_extraction_positions(positions: str) -> str:
     Raises:
         UnknownNameError: anything else.
     """
-    if positions not in NAMED_POSITIONS and not _is_integer(positions):
+    if positions not in NAMED_POSITIONS and not whole(positions.removeprefix("-")):
         raise UnknownNameError("positions", positions, [*NAMED_POSITIONS, "a reply token's number"])
     return positions
-
-
-def _is_integer(text: str) -> bool:
-    digits = text.removeprefix("-")
-    return digits.isascii() and digits.isdigit()

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from engrain.core.errors import InputError, UnknownNameError
+from engrain.core.number import whole
 
 Operation = Literal["add", "ablate", "clamp"]
 OPERATIONS: tuple[str, ...] = get_args(Operation)
@@ -16,10 +17,13 @@ def check_positions(positions: str) -> str:
 
     Raises:
         UnknownNameError: anything else.
+        InputError: N has more than 9 digits.
     """
     start = positions.removeprefix("from:")
-    if positions in _NAMED or (start != positions and start.isascii() and start.isdigit()):
+    if positions in _NAMED or (start != positions and whole(start)):
         return positions
+    if start != positions and start.isascii() and start.isdigit():
+        raise InputError(f"'{positions[:24]}...' is past every context; N of from:N has at most 9 digits.")
     raise UnknownNameError("positions", positions, [*_NAMED, "from:N"])
 
 

@@ -231,6 +231,7 @@ def test_large_means_do_not_swallow_a_small_difference() -> None:
         (PAIRS, {"positions": "5"}, DataError, "has a reply of"),
         (PAIRS, {"positions": "prompt-last"}, DataError, "no contrast"),
         (PAIRS, {"positions": "lats"}, UnknownNameError, "Did you mean 'last'"),
+        (PAIRS, {"positions": "9" * 5000}, UnknownNameError, "a reply token's number"),
         (PAIRS, {"layers": [7]}, LayerError, "has 0-2"),
         (PAIRS, {"layers": [-1]}, LayerError, "has 0-2"),
         (PAIRS, {"layers": []}, LayerError, "at least one"),

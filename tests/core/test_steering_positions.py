@@ -109,6 +109,7 @@ def changed(model: SteerableModel, vector: SteeringVector, positions: str, promp
         ("from:2", range(2, 9)),
         ("from:7", range(7, 9)),
         ("from:0", range(9)),
+        ("from:999999999", range(0)),
     ],
 )
 def test_exactly_the_named_tokens_are_changed(

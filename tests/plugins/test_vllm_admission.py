@@ -141,6 +141,18 @@ def test_a_mistyped_argument_is_refused_and_not_ignored(admission: Admission) ->
         admission.admit({"engrain": "none", "engrain_positions": "generatd"})
 
 
+@pytest.mark.parametrize("start", ["9" * 10, "9" * 20, "9" * 5000])
+def test_a_first_token_past_every_context_is_refused_and_not_left_to_the_worker(
+    admission: Admission, start: str
+) -> None:
+    for arguments in (
+        {"engrain": "listening", "engrain_positions": f"from:{start}"},
+        {"engrain": {"x": {"vector": "listening", "positions": f"from:{start}"}}},
+    ):
+        with pytest.raises(InputError, match="at most 9 digits"):
+            admission.admit(arguments)
+
+
 json_values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30) | st.binary(max_size=5),
     lambda inner: (
