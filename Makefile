@@ -37,7 +37,7 @@ test-vllm: .venv-vllm/.installed
 	.venv-vllm/bin/python -m pip install --quiet --no-deps --require-hashes --requirement requirements-demo.txt
 	touch $@
 
-# What the continuous integration runs, and the browser besides.
+# The tests, formatting and types. The continuous integration runs .ci/run: these, the pages, the browser and vLLM.
 check: test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

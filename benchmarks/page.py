@@ -22,6 +22,8 @@ mpl.rcParams["svg.hashsalt"] = "engrain"
 DOCS = Path(__file__).parents[1] / "docs"
 PLOT, DOSE = "benchmarks-growth.svg", "dose.svg"
 CURVES = {"bias": "steering vector", "rank1": "compiled, rank1", "distill, apollo": "compiled, distill"}
+# Entries of a list that stand on the page; of longer ones their number does.
+SHOWN = 3
 HEAD = """# Benchmarks
 
 Written by `python -m benchmarks.page` from `benchmarks/results/`; `make bench` measures all of it again. Where three
@@ -38,6 +40,8 @@ def cells(result: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tu
             yield ", ".join(path), f"{number(value['median'])} ({number(value['min'])} to {number(value['max'])})"
         elif isinstance(value, dict):
             yield from cells(value, path)
+        elif isinstance(value, list) and 1 <= len(value) <= SHOWN and all(isinstance(one, dict) for one in value):
+            yield from cells(dict(enumerate(value, 1)) if len(value) > 1 else value[0], path)
         elif isinstance(value, list) and any(isinstance(one, (dict, list)) for one in value):
             yield ", ".join(path), f"{len(value)} entries"
         elif isinstance(value, list):
