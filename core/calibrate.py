@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -78,7 +78,7 @@ def calibrate(
         progress: called with every dose that was measured.
 
     Returns:
-        The vector with its calibration, and every dose that was measured.
+        The vector with its calibration (positions and operation stay what they were), and every dose that was measured.
 
     Raises:
         InputError: pairs of fewer than two scenarios, or no dose within the budget has an effect above 0.
@@ -123,7 +123,9 @@ def calibrate(
             f"Vector '{vector.name}' has no dose with an effect above 0 within {budget.kl_mean} nats; layers: {tried}. "
             f"Try other layers, other positions, or look at the pairs again."
         )
-    return vector.calibrated(Calibration(best.layer, best.strength)), doses
+    # Positions and operation are those of the calibration that it had, with which every dose was measured.
+    before = vector.calibration or Calibration(best.layer, best.strength)
+    return vector.calibrated(replace(before, layer=best.layer, strength=best.strength)), doses
 
 
 def _steer(

@@ -17,7 +17,7 @@ from engrain.core.model import SteerableModel
 from engrain.core.neutral import SHIPPED, read_neutral
 from engrain.core.packing import Encoded
 from engrain.core.scoring import RESAMPLES, NeutralScorer, bootstrap_interval, bootstrap_ratio, margins
-from engrain.core.vector import SteeringVector
+from engrain.core.vector import Calibration, SteeringVector
 from oracle import log_probability
 
 
@@ -204,6 +204,21 @@ def test_calibration_stays_within_the_budget_and_takes_the_most_certain_effect(l
         assert not beyond.within
         assert beyond.effect > best.effect
     assert llama.steering.handles == ()
+
+
+def test_calibrating_again_keeps_the_positions_and_the_operation_that_the_doses_were_measured_with(
+    llama: SteerableModel,
+) -> None:
+    some = pairs(24)
+    vector = (-extract(llama, some)).calibrated(Calibration(0, 1.0, "generated", "clamp"))
+    texts = [llama.encode("Hello?", "Good day, and how are you this fine morning?")]
+    found, doses = calibrate(llama, vector, some, texts, [1], budget=Budget(kl_mean=0.05))
+    assert found.calibration is not None
+    assert (found.calibration.positions, found.calibration.operation) == ("generated", "clamp")
+    chosen = next(dose for dose in doses if dose.strength == found.calibration.strength)
+    with llama.steer(activate(found)):
+        steered = margins(llama, some.ordinary.pairs)
+    assert float((steered - margins(llama, some.ordinary.pairs)).mean()) == pytest.approx(chosen.effect, abs=1e-5)
 
 
 def test_a_vector_that_does_nothing_good_is_not_calibrated(llama: SteerableModel) -> None:
