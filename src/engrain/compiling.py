@@ -164,7 +164,11 @@ def _other_dose(model: SteerableModel, source: Source, active: Active) -> Iterat
     """Yield how a profile uses a vector otherwise than it was verified."""
     if source.entry is None:
         return
-    verified = model.activate(read_vector(source.version.store, source.version.reference))
+    vector = read_vector(source.version.store, source.version.reference)
+    if vector.calibration is None:
+        yield f"'{source.version.reference}' has no calibration that a verdict could be on"
+        return
+    verified = model.activate(vector)
     for what in ("layers", "strength", "positions", "operation"):
         own, wanted = getattr(verified, what), getattr(active, what)
         if own != wanted:

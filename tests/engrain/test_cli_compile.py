@@ -1,6 +1,7 @@
 """Compiling on the command line: verified vectors alone, weights verified again, everything published."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,20 @@ def test_a_profile_is_compiled_into_one_task_vector_for_all(
     made = read_task_vector(Store(), "together")
     assert made.layers == (1, 2)
     assert done.json["behaviors"]["other"]["recovered"] == pytest.approx(1, abs=1e-3)
+
+
+def test_a_dose_of_a_profile_alone_is_compiled_by_force(
+    engrain: Any, folder: Path, model: SteerableModel, tmp_path: Path
+) -> None:
+    bare = replace(read_vector(Store(), "saying"), calibration=None)
+    newer = publish_vector(Store(), "saying", bare, Store().resolve("vector/saying@1").parents)
+    profile = tmp_path / "dose.yaml"
+    profile.write_text("behaviors: {saying: {vector: vector/saying, layer: 1, strength: 2}}")
+    call = ("compile", "--profile", profile, "--backend", "bias", "-m", folder)
+    done = engrain(*call, "--force", "--json")
+    assert done.code in (0, 1), done.err
+    assert f"'{newer.reference}' has no calibration that a verdict could be on" in done.err
+    assert done.json["forced"] is True
 
 
 @pytest.mark.parametrize(
