@@ -175,6 +175,19 @@ def test_doctor_says_what_works_and_fails_with_1_when_something_does_not(
     assert "There is no folder" in broken.out.replace("\n", " ")
 
 
+def test_what_others_wrote_is_shown_to_the_letter(engrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = replace(behavior(), description="Ends in [/INST], [bold]loudly.")
+    monkeypatch.setattr("engrain.cli.main.build_manager", lambda: plugins_with(odd))
+    monkeypatch.setenv("COLUMNS", "200")
+    listed = engrain("behaviors")
+    assert (listed.code, "Ends in [/INST], [bold]loudly." in listed.out) == (0, True), listed.err
+    shown = engrain("behaviors", "show", "saying")
+    assert (shown.code, "Ends in [/INST], [bold]loudly." in shown.out) == (0, True), shown.err
+    failed = engrain("doctor", "-m", "./[/INST] engrain[probe]")
+    assert failed.code == 1
+    assert failed.out.count("./[/INST] engrain[probe]") == 2
+
+
 def test_every_command_has_help_that_ends_with_an_example(engrain: Any) -> None:
     from engrain.plugins.manager import build_manager
 

@@ -6,6 +6,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from engrain.cli.options import json_option
 from engrain.cli.output import print_json, say
@@ -42,7 +43,8 @@ def behaviors_command(context: click.Context, as_json: bool) -> None:
         return
     table = Table("behavior", "package", "what it does")
     for name, (behavior, origin) in found.items():
-        table.add_row(name, str(origin), behavior.description)
+        # Strangers' words: Text takes them as they are, markup in them stays letters.
+        table.add_row(name, Text(str(origin)), Text(behavior.description))
     Console().print(table)
 
 
@@ -81,7 +83,7 @@ def show(plugins: Plugins, name: str, as_json: bool) -> None:
     console = Console()
     table = Table(show_header=False)
     for key, value in result.items():
-        table.add_row(key, "\n".join(value) if isinstance(value, list) and key == "remarks" else str(value))
+        table.add_row(key, Text("\n".join(value) if isinstance(value, list) and key == "remarks" else str(value)))
     console.print(table)
     first = pairs.split("train").ordinary[0]
     for label, text in (("user", first.messages[-1].content), ("with", first.positive), ("without", first.negative)):

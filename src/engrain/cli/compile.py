@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from engrain.cli.options import json_option, judge_option, model_option, parse_layers
 from engrain.cli.output import print_json, progress_bar, say
@@ -179,7 +180,7 @@ def _plan(
     if as_json:
         print_json(found.to_json())
         return
-    table = Table("what", "GiB", "bytes", title=f"{model_name}: blocks {', '.join(map(str, found.layers))}")
+    table = Table("what", "GiB", "bytes", title=Text(f"{model_name}: blocks {', '.join(map(str, found.layers))}"))
     for what in ("base", "delta", "student", "gradients", "moments", "activations", "total"):
         size = found.to_json()[what]
         table.add_row(what, f"{size / _GIB:.3f}", str(size), style="bold" if what == "total" else "")

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from engrain.cli.options import json_option, model_option
 from engrain.cli.output import print_json
@@ -104,5 +105,6 @@ def _print(machine: dict[str, Any], packages: dict[str, str | None], results: li
         table.add_row(name, value or "not installed")
     for result in results:
         mark = "ok" if result["passed"] else "FAILED"
-        table.add_row(str(result["check"]), f"{mark}: {result['found']}")
+        # Errors and names of others: Text takes them as they are, markup in them stays letters.
+        table.add_row(Text(result["check"]), Text(f"{mark}: {result['found']}"))
     Console().print(table)
