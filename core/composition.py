@@ -1,6 +1,5 @@
 """Several active vectors at one layer, composed into a few tensors so that ten cost what one costs."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from engrain.core.errors import InputError, LayerError, StrengthError, WidthError
+from engrain.core.number import finite
 from engrain.core.positions import check_operation, check_positions, position_mask
 from engrain.core.vector import SteeringVector
 
@@ -55,7 +55,7 @@ def check_strength(strength: float, name: str) -> float:
     Raises:
         StrengthError: it is not.
     """
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not math.isfinite(strength):
+    if not finite(strength):
         raise StrengthError(f"The strength of '{name}' is {strength!r}; it must be a finite number.")
     return float(strength)
 

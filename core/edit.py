@@ -1,6 +1,5 @@
 """Task vectors on the weights of a model: summed before rounding, and taken off by putting back what stood there."""
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engrain.core.errors import ModelError, StrengthError, UnknownNameError, VectorError
+from engrain.core.number import finite
 from engrain.core.shards import split_as
 from engrain.core.task_vector import TaskVector
 
@@ -30,7 +30,7 @@ class Applied:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.scale, int | float) or not math.isfinite(self.scale):
+        if not finite(self.scale):
             raise StrengthError(
                 f"The scale of '{self.task_vector.name}' is {self.scale!r}; it must be a finite number."
             )

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from engrain.core.errors import DataError, InputError, JudgeError
 from engrain.core.files import parse_object, write_atomically
 from engrain.core.judge import Exchange
 from engrain.core.model import SteerableModel
+from engrain.core.number import finite
 from engrain.core.scoring import Progress
 
 if TYPE_CHECKING:
@@ -128,9 +128,7 @@ def _score(answer: str) -> float | None:
         value = parse_object((fenced[1] if fenced else answer).encode("utf-8", "replace"), "answer", None).get("score")
     except DataError:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value) if 0 <= value <= 100 else None
+    return float(value) if finite(value) and 0 <= value <= 100 else None
 
 
 def llm(model: SteerableModel, brief: Brief, argument: str) -> LLMJudge:

@@ -1,6 +1,5 @@
 """A profile: which behaviors are on in an inference configuration, the same for transformers and vLLM."""
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from engrain.core.errors import InputError, ProfileError
 from engrain.core.names import check_name
+from engrain.core.number import finite
 from engrain.core.positions import check_operation, check_positions
 
 # A key of the file, as ${model}. What else holds ${ may be a resolver, which reads the environment, or put one together
@@ -106,6 +106,8 @@ class Profile:
             profile: Any = OmegaConf.to_object(merged)
         except OmegaConfBaseException as error:
             raise ProfileError(f"{source}: {_said(error)}") from error
+        except OverflowError as error:
+            raise ProfileError(f"{source}: a strength or scale is too large; it must be a finite number.") from error
         except (AssertionError, AttributeError, RecursionError, TypeError, ValueError) as error:
             # OmegaConf asserts that text holds a mapping or a list.
             reason = " ".join(str(error).split())[:300] or "a profile is a mapping with the keys model and behaviors"
@@ -176,10 +178,10 @@ def _check(name: str, entry: Entry, source: str) -> None:
         raise wrong("give exactly one of 'vector' and 'task_vector'.")
     for key in ("strength", "scale"):
         value = getattr(entry, key)
-        if value is not None and not math.isfinite(value):
+        if value is not None and not finite(value):
             raise wrong(f"'{key}' is {value}; it must be a finite number.")
     if entry.layer is not None and entry.layer < 0:
-        raise wrong(f"'layer' is {entry.layer}; decoder blocks are counted from 0.")
+        raise wrong("'layer' is negative; decoder blocks are counted from 0.")
     misplaced = ("scale",) if entry.vector is not None else ("strength", "layer", "positions", "operation")
     for key in misplaced:
         if getattr(entry, key) is not None:

@@ -18,6 +18,7 @@ from engrain.core.errors import FingerprintError, StrengthError, VectorError
 from engrain.core.files import folder_atomically, parse_object
 from engrain.core.fingerprint import Fingerprint
 from engrain.core.header import MAX_HEADER, read_header
+from engrain.core.number import finite
 
 SCHEMA = "engrain.task-vector/1"
 DELTA = "delta.safetensors"
@@ -209,7 +210,7 @@ def weighted_sum(parts: Sequence[tuple[TaskVector, float]]) -> TaskVector:
     first = parts[0][0]
     where: dict[str, list[tuple[TaskVector, float]]] = defaultdict(list)
     for one, scale in parts:
-        if not math.isfinite(scale):
+        if not finite(scale):
             raise StrengthError(f"The scale of '{one.name}' is {scale}; it must be a finite number.")
         first._check_base(one)
         for name in one.tensors:

@@ -1,7 +1,6 @@
 """A steering vector: one direction in the residual stream per decoder block, with what is known of its making."""
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,10 +12,11 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from engrain.core.errors import LayerError, VectorError, WidthError
+from engrain.core.errors import LayerError, OutputExistsError, VectorError, WidthError
 from engrain.core.files import parse_object, write_atomically
 from engrain.core.fingerprint import Fingerprint
 from engrain.core.header import MAX_HEADER, read_header
+from engrain.core.number import finite, whole
 from engrain.core.positions import OPERATIONS, check_positions
 
 SCHEMA = "engrain.vector/1"
@@ -59,7 +59,7 @@ class Calibration:
         layer, strength = fields.get("layer"), fields.get("strength")
         if not isinstance(layer, int) or isinstance(layer, bool) or layer < 0:
             raise ValueError("the calibration's 'layer' is not a block number")
-        if not isinstance(strength, int | float) or not math.isfinite(strength) or strength <= 0:
+        if not finite(strength) or strength <= 0:
             raise ValueError("the calibration's 'strength' is not a number above 0")
         positions, operation = fields.get("positions", "all"), fields.get("operation", "add")
         if operation not in OPERATIONS:
@@ -214,10 +214,10 @@ class SteeringVector:
         Raises:
             OutputExistsError: a file is in the way and ``force`` is false.
             VectorError: the path does not end in .safetensors.
+            InputError: the folder cannot be written to.
         """
         path = Path(path)
-        if path.suffix != ".safetensors":
-            raise VectorError(f"'{path}' must end in .safetensors, the only format vectors are written in.")
+        check_out(path, force=force)
         manifest = json.dumps(self.manifest(), indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
         # The manifest first: a vector file alone would be read as one of an unknown model.
         write_atomically(path.with_suffix(".json"), manifest, force=force)
@@ -278,6 +278,20 @@ class SteeringVector:
             raise wrong(str(error)) from error
 
 
+def check_out(path: Path, *, force: bool = False) -> None:
+    """Check that a vector may be written to ``path``, and its manifest beside it.
+
+    Raises:
+        OutputExistsError: a file is in the way and ``force`` is false.
+        VectorError: the path does not end in .safetensors.
+    """
+    if path.suffix != ".safetensors":
+        raise VectorError(f"'{path}' must end in .safetensors, the only format vectors are written in.")
+    for taken in (path, path.with_suffix(".json")):
+        if taken.exists() and not force:
+            raise OutputExistsError(taken)
+
+
 def check_header(data: bytes, source: str) -> None:
     """Check the header of a vector file before anything is made of it.
 
@@ -289,7 +303,7 @@ def check_header(data: bytes, source: str) -> None:
         raise VectorError(f"'{source}' holds {len(header)} tensors; a vector has one per layer.")
     for key, entry in header.items():
         number = key.removeprefix("layer.")
-        if not key.startswith("layer.") or not number.isascii() or not number.isdigit() or str(int(number)) != number:
+        if not key.startswith("layer.") or not whole(number) or str(int(number)) != number:
             raise VectorError(f"'{source}' holds the tensor {key[:60]!r}; a vector's tensors are named 'layer.<i>'.")
         shape, dtype = (entry.get("shape"), entry.get("dtype")) if isinstance(entry, dict) else (None, None)
         if dtype not in _DTYPES or not isinstance(shape, list) or len(shape) != 1 or shape[0] == 0:

@@ -19,6 +19,7 @@ from torch import Tensor
 from engrain.core.errors import VectorError
 from engrain.core.files import write_atomically
 from engrain.core.fingerprint import file_digest
+from engrain.core.number import whole
 from engrain.core.vector import SteeringVector
 
 ARCHITECTURE = "controlvector"
@@ -92,7 +93,7 @@ def read_control_vector(path: Path, name: str) -> SteeringVector:
     directions: dict[int, Tensor] = {}
     for tensor_name, tensor in tensors.items():
         number = tensor_name.removeprefix(_PREFIX)
-        plain = tensor_name.startswith(_PREFIX) and number.isascii() and number.isdigit() and number == str(int(number))
+        plain = tensor_name.startswith(_PREFIX) and whole(number) and number == str(int(number))
         if not plain:
             raise VectorError(f"'{path}' holds the tensor {tensor_name[:60]!r}; they are named direction.N.")
         if tensor.tensor_type != gguf.GGMLQuantizationType.F32 or len(tensor.shape) != 1:

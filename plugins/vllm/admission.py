@@ -1,7 +1,6 @@
 """The front end's side: what each request asks for, resolved when it is admitted; and what it gets by default."""
 
 import json
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from engrain.core.composition import Active
 from engrain.core.errors import EngrainError, InputError, LayerError, ProfileError, StrengthError, UnknownNameError
+from engrain.core.number import finite
 from engrain.core.positions import check_positions
 from engrain.core.profile import Entry, Profile
 from engrain.core.vector import SteeringVector
@@ -309,7 +309,7 @@ def _check_keys(fields: Mapping[str, Any], known: Sequence[str], what: str) -> N
 
 
 def _number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not finite(value):
         raise InputError(f"'{what}' is {_short(value)}; it must be a finite number.")
     return float(value)
 

@@ -157,6 +157,7 @@ def test_a_served_judges_numbers_arrive_in_order_and_are_asked_for_once(tmp_path
     [
         *("", "eighty", "80", "[80]", '{"score": "80"}', '{"score": true}', '{"score": NaN}', '{"score": 101}'),
         *('{"score": -1}', '{"points": 80}', '{"score": 80} or so', None, ["80"], '{"score": 1e999}'),
+        f'{{"score": 1{"0" * 400}}}',
     ],
 )
 def test_a_malformed_answer_is_asked_for_again_and_never_scored(tmp_path: Path, content: object) -> None:

@@ -323,6 +323,7 @@ _PRINT = Fingerprint("elsewhere", "Other", "sha256:a", "sha256:b", "sha256:c", "
         (lambda m: m.add_steering_vector(vector(), layer="some", strength=1.0), LayerError, "neither"),
         (lambda m: m.add_steering_vector(vector(), layer=1, strength=math.nan), StrengthError, "finite"),
         (lambda m: m.add_steering_vector(vector(), layer=1, strength=math.inf), StrengthError, "finite"),
+        (lambda m: m.add_steering_vector(vector(), layer=1, strength=10**400), StrengthError, "finite"),
         (lambda m: m.add_steering_vector(vector(), layer=1, strength="1"), StrengthError, "finite"),
         (lambda m: m.add_steering_vector(vector()), LayerError, "no calibration"),
         (lambda m: m.add_steering_vector(vector(), layer=1), StrengthError, "give one"),

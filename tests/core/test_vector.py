@@ -124,6 +124,7 @@ def header(entries: dict[str, Any], body: bytes = b"") -> bytes:
         (header({"embed": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)), "named 'layer.<i>'"),
         (header({"layer.-1": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)), "named 'layer.<i>'"),
         (header({"layer.01": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)), "named 'layer.<i>'"),
+        (header({f"layer.{'9' * 5000}": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)), "named"),
         (header({"layer.0": {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]}}, bytes(4)), "float32"),
         (header({"layer.0": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}}, bytes(8)), "float32"),
         (header({"layer.0": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}, bytes(4)), "whole safetensors"),
@@ -170,6 +171,8 @@ def test_overwritten_bytes_give_a_vector_or_an_error_of_ours(place: int, noise: 
         {"calibration": {"layer": 9, "strength": 1}},
         {"calibration": {"layer": 0, "strength": -1}},
         {"calibration": {"layer": 0, "strength": float("1e400")}},
+        {"calibration": {"layer": 0, "strength": 10**400}},
+        {"calibration": {"layer": 0, "strength": True}},
         {"calibration": {"layer": 0, "strength": 1, "operation": "explode"}},
         {"calibration": {"layer": 0, "strength": 1, "positions": "from:x"}},
         {"calibration": [1]},
@@ -190,3 +193,16 @@ def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
     assert same(SteeringVector.load(path), make(seed=1))
     make(seed=2).save(path, force=True)
     assert same(SteeringVector.load(path), make(seed=2))
+
+
+def test_saving_over_either_file_writes_neither(tmp_path: Path) -> None:
+    bare, noted = tmp_path / "bare.safetensors", tmp_path / "noted.json"
+    save_file({"layer.3": torch.ones(5)}, bare)
+    noted.write_text("mine")
+    for path, taken in ((bare, "bare.safetensors"), (noted.with_suffix(".safetensors"), "noted.json")):
+        with pytest.raises(OutputExistsError, match=taken):
+            make().save(path)
+    assert SteeringVector.load(bare).layers == (3,)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare.safetensors", "noted.json"]
+    with pytest.raises(VectorError, match=r"must end in \.safetensors"):
+        make().save(tmp_path / "v.pt")

@@ -106,6 +106,7 @@ def test_no_text_makes_an_element(text: str) -> None:
         {"calibration_doses": [None], "joint": {"interference": {"a": {"b": 1.0}}}},
         {"calibration_doses": [], "joint": {"interference": {}}},
         {"joint": {"interference": {"a": {"a": float("nan")}}, "strengths": {"a": 1}}},
+        {"joint": {"interference": {"a": {"a": 10**400}}, "strengths": {"a": 1}}},
     ],
 )
 def test_an_origin_of_another_shape_is_left_out(origin: dict[str, Any]) -> None:

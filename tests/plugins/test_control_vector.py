@@ -99,6 +99,7 @@ def test_a_file_of_repeng_is_read_with_its_hint(tmp_path: Path) -> None:
     [
         ({"direction.x": np.ones(4, np.float32)}, "named direction.N"),
         ({"direction.01": np.ones(4, np.float32)}, "named direction.N"),
+        ({"direction." + "9" * 5000: np.ones(4, np.float32)}, "named direction.N"),
         ({"output.weight": np.ones(4, np.float32)}, "named direction.N"),
         ({"direction.1": np.ones((2, 4), np.float32)}, "another form"),
         ({"direction.1": np.ones(4, np.float16)}, "another form"),

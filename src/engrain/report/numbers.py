@@ -1,8 +1,9 @@
 """Numbers for a page: as text, and checked where they are anybody's."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
+
+from engrain.core.number import finite
 
 
 def between(ci95: Sequence[float] | None) -> str:
@@ -11,14 +12,12 @@ def between(ci95: Sequence[float] | None) -> str:
 
 
 def checked(rows: Any, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the rows if each of them has a finite number under every name, else none.
+    """Return the rows if each of them has a finite number, or yes or no, under every name, else none.
 
     An artifact's origin is plain JSON of whoever made the artifact.
     """
 
     def good(row: Any) -> bool:
-        return isinstance(row, dict) and all(
-            isinstance(row.get(name), int | float) and math.isfinite(row[name]) for name in names
-        )
+        return isinstance(row, dict) and all(isinstance(row.get(name), bool) or finite(row.get(name)) for name in names)
 
     return rows if isinstance(rows, list) and all(map(good, rows)) else []
