@@ -40,6 +40,17 @@ def test_extract_writes_a_file_and_publishes_nothing(engrain: Any, folder: Path,
     assert "--force" in again.err
 
 
+@pytest.mark.parametrize(("out", "said"), [("v.pt", "must end in .safetensors"), ("x.safetensors", "x.json' exists")])
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
+    engrain: Any, pairs: Path, tmp_path: Path, out: str, said: str
+) -> None:
+    (tmp_path / "x.json").write_text("mine")
+    done = engrain("extract", "--pairs", pairs, "--name", "yes", "--out", tmp_path / out, "-m", tmp_path / "nowhere")
+    assert done.code == 2
+    assert said in done.err
+    assert (tmp_path / "x.json").read_text() == "mine"
+
+
 def test_extract_publishes_with_the_pairs_as_parent(engrain: Any, folder: Path, pairs: Path) -> None:
     from engrain.registry.store import Store
 

@@ -8,7 +8,7 @@ import click
 from engrain.cli.options import force_option, json_option, model_option, parse_layers
 from engrain.cli.output import print_json, progress_bar, say
 from engrain.core.contrast import PairSet, screen
-from engrain.core.errors import InputError, OutputExistsError
+from engrain.core.errors import InputError
 from engrain.core.names import check_name
 from engrain.plugins.manager import Plugins
 
@@ -58,14 +58,15 @@ def extract_command(
         declared = plugins.behavior(behavior)
         pairs, name = declared.pairs().split("train"), check_name(name or behavior, "vector")
         positions, method = positions or declared.positions, method or declared.method
-    if out is not None and not force and out.exists():
-        raise OutputExistsError(out)
-    for remark in screen(pairs):
-        say(f"note: {remark}")
 
+    from engrain.core.vector import check_out
     from engrain.extracting import extract_vector
     from engrain.loading import load
 
+    if out is not None:
+        check_out(out, force=force)
+    for remark in screen(pairs):
+        say(f"note: {remark}")
     model = load(model_name, plugins=plugins)
     with progress_bar() as bar:
         task = bar.add_task("extract", total=len(pairs.ordinary))
