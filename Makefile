@@ -75,7 +75,7 @@ $(VENV)/.demo: $(VENV)/.engrain requirements-demo.txt
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements-demo.txt
 	touch $@
 
-bench: $(VENV)/.demo $(VENV)/.dev benchmarks/.venv-peers/.installed
+bench: $(VENV)/.demo $(VENV)/.dev benchmarks/.venv-peers/.installed .venv-vllm/.installed
 	$(BIN)/python -m benchmarks.run
 
 # The peers the benchmarks compare with; nothing else needs them.
