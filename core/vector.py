@@ -12,7 +12,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from engrain.core.errors import LayerError, OutputExistsError, VectorError, WidthError
+from engrain.core.errors import InputError, LayerError, OutputExistsError, VectorError, WidthError
 from engrain.core.files import parse_object, write_atomically
 from engrain.core.fingerprint import Fingerprint
 from engrain.core.header import MAX_HEADER, read_header
@@ -66,7 +66,10 @@ class Calibration:
             raise ValueError(f"the calibration's 'operation' is not one of {', '.join(OPERATIONS)}")
         if not isinstance(positions, str):
             raise ValueError("the calibration's 'positions' is not text")
-        return cls(layer, float(strength), check_positions(positions), operation)
+        try:
+            return cls(layer, float(strength), check_positions(positions), operation)
+        except InputError as error:
+            raise ValueError("the calibration's 'positions' is not all, prompt, generated or from:N") from error
 
 
 @dataclass(frozen=True)
@@ -228,15 +231,14 @@ class SteeringVector:
         """Read a vector file and, where there is one, the manifest beside it.
 
         Raises:
-            VectorError: not a safetensors file of ``layer.<i>`` tensors, or a manifest that does not fit it.
+            VectorError: not a safetensors file of ``layer.<i>`` tensors, a manifest that does not fit it, or one of
+                the two cannot be read.
+            DataError: the file's header or the manifest is no JSON object.
         """
         path = Path(path)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise VectorError(f"'{path}' cannot be read ({error.strerror or error}).") from error
         beside = path.with_suffix(".json")
-        manifest = parse_object(beside.read_bytes(), beside, None) if beside.is_file() else None
+        data = _read(path)
+        manifest = parse_object(_read(beside), beside, None) if beside.is_file() else None
         return cls.from_bytes(data, manifest, source=str(path), name=path.stem)
 
     @classmethod
@@ -244,7 +246,7 @@ class SteeringVector:
         """Read a vector from the bytes of its file and its parsed manifest, or None where there is none.
 
         Raises:
-            VectorError: as ``load``.
+            VectorError, DataError: as ``load``.
         """
         check_header(data, source)
         try:
@@ -274,7 +276,7 @@ class SteeringVector:
                 origin=origin,
             )
             return vector if calibration is None else vector.calibrated(Calibration.from_json(calibration))
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, LayerError) as error:
             raise wrong(str(error)) from error
 
 
@@ -292,11 +294,19 @@ def check_out(path: Path, *, force: bool = False) -> None:
             raise OutputExistsError(taken)
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise VectorError(f"'{path}' cannot be read ({error.strerror or error}).") from error
+
+
 def check_header(data: bytes, source: str) -> None:
     """Check the header of a vector file before anything is made of it.
 
     Raises:
         VectorError: a pickle, a torn or oversized header, or tensors that are not ``layer.<i>`` of [d_model].
+        DataError: the header is not JSON.
     """
     header = read_header(data[: 8 + MAX_HEADER], len(data), source)
     if not 0 < len(header) <= _MAX_LAYERS:

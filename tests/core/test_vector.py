@@ -181,8 +181,22 @@ def test_overwritten_bytes_give_a_vector_or_an_error_of_ours(place: int, noise: 
 )
 def test_a_manifest_that_does_not_fit_is_refused(change: dict[str, Any]) -> None:
     vector = make()
-    with pytest.raises(EngrainError):
+    with pytest.raises(VectorError, match="The manifest of 'here' does not fit"):
         SteeringVector.from_bytes(vector.to_safetensors(), vector.manifest() | change, source="here")
+
+
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make().save(tmp_path / "v.safetensors")
+    read = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.suffix == ".json":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(VectorError, match=r"v\.json' cannot be read \(Permission denied\)"):
+        SteeringVector.load(tmp_path / "v.safetensors")
 
 
 def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
