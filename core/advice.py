@@ -7,8 +7,11 @@ import torch
 from engrain.core.composition import Active
 from engrain.core.extract import pair_differences
 from engrain.core.model import SteerableModel
+from engrain.core.number import checked
 from engrain.core.training import Training
 
+# What is read of a dose that the calibration tried.
+_DOSE = ("layer", "strength", "effect", "effect_low")
 # How many pairs that pull against the rest are named.
 _NAMED = 5
 
@@ -63,7 +66,7 @@ def advise_compiling(failed: Sequence[str]) -> tuple[str, ...]:
 
 def _other_layers(active: Active) -> list[str]:
     """Return the advice that the sweep's own numbers give."""
-    doses = active.vector.origin.get("calibration_doses", [])
+    doses = checked(active.vector.origin.get("calibration_doses"), _DOSE)
     others = [dose for dose in doses if dose["layer"] != active.layers[0]]
     if not others:
         return ["Calibrate over more layers: engrain calibrate NAME --layers all."]

@@ -1,7 +1,8 @@
 """Numbers that strangers wrote: Python's integers have no bound, a float, a tensor and ``int`` of a text have one."""
 
 import math
-from typing import TypeGuard
+from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 _MOST_DIGITS = 9
 
@@ -14,6 +15,18 @@ def finite(value: object) -> TypeGuard[float]:
         return math.isfinite(value)
     except OverflowError:
         return False
+
+
+def checked(rows: Any, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows if each of them has a finite number, or yes or no, under every name, else none.
+
+    An artifact's origin is plain JSON of whoever made the artifact.
+    """
+
+    def good(row: Any) -> bool:
+        return isinstance(row, dict) and all(isinstance(row.get(name), bool) or finite(row.get(name)) for name in names)
+
+    return rows if isinstance(rows, list) and all(map(good, rows)) else []
 
 
 def whole(text: str) -> bool:

@@ -7,6 +7,7 @@ from rich.progress import Progress
 
 from engrain.core.calibrate import Dose, calibrate
 from engrain.core.contrast import PairSet
+from engrain.core.errors import LayerError, VectorError
 from engrain.core.extract import extract
 from engrain.core.joint import Joint, calibrate_jointly, passes
 from engrain.core.model import SteerableModel
@@ -158,9 +159,21 @@ def calibrate_together(
 
 
 def _alone(vector: SteeringVector) -> SteeringVector:
-    """Return the vector with the dose that it has by itself."""
+    """Return the vector with the dose that it has by itself.
+
+    Raises:
+        VectorError: what its origin says of that is no dose.
+    """
     alone = vector.origin.get("alone")
-    return vector if alone is None else vector.calibrated(Calibration.from_json(alone))
+    if alone is None:
+        return vector
+    try:
+        return vector.calibrated(Calibration.from_json(alone))
+    except (AttributeError, LayerError, ValueError) as error:
+        raise VectorError(
+            f"The origin of vector '{vector.name}' does not say with what dose it works alone ({error}); calibrate it "
+            f"again by itself: engrain calibrate {vector.name}."
+        ) from error
 
 
 def publish(store: Store, name: str, vector: SteeringVector, pairs: PairSet) -> Version:

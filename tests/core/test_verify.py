@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from engrain.core.advice import pulling_against
+from engrain.core.advice import advise, pulling_against
 from engrain.core.budget import Budget
 from engrain.core.capability import Question, answered, read_questions
 from engrain.core.compile.bias import compile_bias
@@ -375,6 +375,15 @@ def test_side_effects_beyond_the_budget_fail_and_are_named(llama: SteerableModel
     assert not found.passed
     assert len([fault for fault in found.faults if "neutral" in fault]) == 3
     assert any("too strong" in advice for advice in verdict.advice)
+
+
+@pytest.mark.parametrize(
+    "doses", [7, [None], [{"layer": 0}], [{"layer": 0, "strength": 1, "effect": "much", "effect_low": None}]]
+)
+def test_advice_reads_no_more_of_a_strangers_origin_than_is_numbers(llama: SteerableModel, doses: object) -> None:
+    active, training = true_vector(llama)
+    foreign = replace(active, vector=replace(active.vector, origin={"calibration_doses": doses}))
+    assert advise(llama, foreign, training, ["effect"])[0].startswith("Calibrate over more layers")
 
 
 def test_too_few_scenarios_are_refused_with_how_many_are_needed(llama: SteerableModel) -> None:

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from engrain.core.contrast import split_of
-from engrain.core.vector import SteeringVector
+from engrain.core.vector import Calibration, SteeringVector
 from engrain.registry.store import Store
-from engrain.registry.vectors import read_vector
+from engrain.registry.vectors import publish_vector, read_vector
 from engrain.subject import Subject
 from saying import behavior, plugins_with
 
@@ -136,8 +136,6 @@ def test_chat_changes_what_is_on_while_it_goes_on(
     out = tmp_path / "v.safetensors"
     engrain("extract", "--pairs", pairs, "--name", "yes", "--out", out, "-m", folder)
     vector = SteeringVector.load(out)
-    from engrain.core.vector import Calibration
-
     vector.calibrated(Calibration(1, 30.0)).save(out, force=True)
     lines = [
         "hi",
@@ -376,6 +374,24 @@ def test_a_vector_from_a_file_is_made_again_as_it_was_made(engrain: Any, folder:
     assert engrain("extract", "--pairs", seen, *made).code == 0
     subject = Subject.of_record(Store(), "yes")
     assert (subject.positions, subject.method, len(subject.train), subject.test) == ("last", "pca", 4, None)
+
+
+@pytest.mark.parametrize(
+    "alone", [7, [1], {"layer": 1}, {"layer": 1, "strength": 1, "positions": "odd"}, {"layer": 99}]
+)
+def test_a_strangers_dose_of_a_vector_alone_is_refused_with_the_mend(
+    engrain: Any, folder: Path, tmp_path: Path, alone: object
+) -> None:
+    store = Store()
+    for name in ("yes", "up"):
+        file = write_pairs(tmp_path / f"{name}.jsonl", 0, 4)
+        assert engrain("extract", "--pairs", file, "--name", name, "-m", folder).code == 0
+        vector = read_vector(store, name).calibrated(Calibration(1, 1.0))
+        foreign = replace(vector, origin={**vector.origin, "alone": alone})
+        publish_vector(store, name, foreign, store.resolve(f"vector/{name}").parents)
+    done = engrain("calibrate", "yes", "up", "-m", folder)
+    assert (done.code, len(done.err.strip().splitlines())) == (2, 1), done.err
+    assert "engrain calibrate yes" in done.err
 
 
 def test_calibrate_of_two_names_chooses_their_strengths_together(engrain: Any, folder: Path, tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engrain.core.number import checked
 from engrain.report import plots
-from engrain.report.numbers import between, checked
+from engrain.report.numbers import between
 from engrain.report.page import Fact, Section, Table
 
 if TYPE_CHECKING:

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from engrain.core.budget import Budget
+from engrain.core.number import checked
 from engrain.report import plots
 from engrain.report.compiled import Compiled
-from engrain.report.numbers import between, checked
+from engrain.report.numbers import between
 from engrain.report.page import Badge, Fact, Page, Reply, Section, Table
 
 _DOSE = ("layer", "strength", "effect", "effect_low", "kl_mean", "kl_p95", "perplexity_ratio", "within")
