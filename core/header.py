@@ -6,6 +6,8 @@ from typing import Any
 from engrain.core.errors import VectorError
 from engrain.core.files import parse_object
 
+# Files that are pickles, or that may be one.
+PICKLE_ENDINGS = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 # A vector of 200 layers has a header of 20 kB, a task vector of a thousand matrices one of 150 kB; a header of
 # megabytes is an attack or another kind of file.
 MAX_HEADER = 1 << 20

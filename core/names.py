@@ -4,6 +4,8 @@ import re
 
 from engrain.core.errors import InputError
 
+# In the folder of a task vector, and how one is known.
+MANIFEST = "manifest.json"
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,127}\Z")
 
 

@@ -18,11 +18,11 @@ from engrain.core.errors import FingerprintError, StrengthError, VectorError
 from engrain.core.files import folder_atomically, parse_object
 from engrain.core.fingerprint import Fingerprint
 from engrain.core.header import MAX_HEADER, read_header
+from engrain.core.names import MANIFEST
 from engrain.core.number import finite
 
 SCHEMA = "engrain.task-vector/1"
 DELTA = "delta.safetensors"
-MANIFEST = "manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)+")
 _MAX_NAME, _MAX_TENSORS, _MAX_DIMENSIONS = 256, 10_000, 3
 _MAX_MANIFEST = 64 << 20

@@ -1,9 +1,11 @@
 """Profiles in the registry: published with what every reference in them meant at that moment."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engrain.core.errors import InputError, ProfileError
+from engrain.registry.reference import locate
 from engrain.registry.store import Parent, Store, Version
 
 if TYPE_CHECKING:
@@ -38,10 +40,13 @@ def publish_profile(store: Store, name: str, profile: "Profile") -> Version:
 
 
 def _resolve(store: Store, behavior: str, asked: str, kind: str) -> Version:
+    mend = "A profile is published with references only; a file has to be published first: engrain import."
     try:
-        version = store.resolve(asked, default_kind=kind)
+        place = locate(asked, kind)
+        if isinstance(place, Path):
+            raise InputError(f"'{asked}' is a path.")
+        version = store.resolve(place)
     except InputError as error:
-        mend = "A profile is published with references only; a file has to be published first: engrain import."
         raise ProfileError(f"behaviors.{behavior}: {error} {mend}") from error
     if version.kind != kind:
         raise ProfileError(f"behaviors.{behavior}: '{asked}' is a {version.kind}; name a {kind}.")

@@ -1,9 +1,13 @@
 """How stored things are referred to by people: ``KIND/NAME@VERSION``."""
 
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from engrain.core.errors import InputError, UnknownNameError
+from engrain.core.header import PICKLE_ENDINGS
+from engrain.core.names import MANIFEST
 
 KINDS = ("vector", "task-vector", "verdict", "dataset", "profile")
 # The command whose work is published as the kind, where there is one.
@@ -11,6 +15,7 @@ MADE_BY = {"vector": "extract", "task-vector": "compile", "verdict": "verify", "
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,14}")  # 15 digits: every such number is exact in JSON (below 2**53)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_FILE_ENDINGS = (".safetensors", *PICKLE_ENDINGS)
 _GRAMMAR = "Write KIND/NAME, KIND/NAME@VERSION or KIND/NAME:ALIAS, for example vector/brevity@3."
 
 
@@ -104,3 +109,31 @@ class Reference:
         if self.version is not None:
             return f"{self.kind}/{self.name}@{self.version}"
         return f"{self.kind}/{self.name}" + (f":{self.alias}" if self.alias is not None else "")
+
+
+def written_as_path(text: str) -> bool:
+    """Return whether a text is a path however it is looked at: by its start, its several folders, or its ending."""
+    return text.startswith((".", "/", "~")) or text.count("/") > 1 or text.endswith(_FILE_ENDINGS)
+
+
+def locate(text: str, default_kind: str) -> Path | Reference:
+    """Return what a person names, a path with its ``~`` expanded or a reference; everybody decides by this.
+
+    A text with a kind, as ``vector/brevity``, is a reference, whatever the working folder holds; any other that is not
+    written as a path is one all the same where there is such a file or such a folder of a task vector.
+
+    Law: ``locate(str(r), kind) == r`` for every reference.
+
+    Args:
+        text: as it was written.
+        default_kind: of a reference without a kind.
+
+    Raises:
+        InputError: as ``Reference.parse``.
+    """
+    path = os.path.expanduser(text)
+    if written_as_path(text):
+        return Path(path)
+    if text.partition("/")[0] not in KINDS and (os.path.isfile(path) or os.path.isfile(os.path.join(path, MANIFEST))):
+        return Path(path)
+    return Reference.parse(text, default_kind)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from engrain.core.edit import Applied
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
-from engrain.core.task_vector import DELTA, MANIFEST, TaskVector
+from engrain.core.task_vector import DELTA, TaskVector
 from engrain.registry.provenance import Provenance
+from engrain.registry.reference import Reference, locate
 from engrain.registry.store import Parent, Store, Version
 from engrain.registry.vectors import parse_steering
 
@@ -104,9 +105,21 @@ def read_task_vector(store: Store, where: str) -> TaskVector:
         UnknownNameError: nothing in the registry is called so.
         InputError: the reference is to something else.
     """
-    if (Path(where) / MANIFEST).is_file() or where.startswith((".", "/", "~")):
-        return TaskVector.load(where)
-    version = store.resolve(where, default_kind="task-vector")
-    if version.kind != "task-vector":
-        raise InputError(f"'{where}' is a {version.kind}, a task vector is needed.")
+    place = locate(where, "task-vector")
+    if isinstance(place, Path):
+        return TaskVector.load(place)
+    version = resolve_task_vector(store, place)
     return TaskVector.read(version.path(DELTA), version.config, source=version.reference)
+
+
+def resolve_task_vector(store: Store, reference: Reference) -> Version:
+    """Return the task vector that a reference means now.
+
+    Raises:
+        UnknownNameError: nothing in the registry is called so.
+        InputError: the reference is to something else.
+    """
+    version = store.resolve(reference)
+    if version.kind != "task-vector":
+        raise InputError(f"'{reference}' is a {version.kind}, a task vector is needed.")
+    return version

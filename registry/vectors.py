@@ -14,6 +14,7 @@ from engrain.core.model import SteerableModel
 from engrain.core.vector import SteeringVector
 from engrain.core.verdict import Verdict
 from engrain.registry.provenance import Provenance
+from engrain.registry.reference import locate
 from engrain.registry.store import Parent, Store, Version
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 _FILE = "vector.safetensors"
 _PAIRS = "pairs.jsonl"
 REPORT, VERDICT, PROOF = "report.html", "verdict.json", "proof.json"
-_FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".pkl", ".bin")
 
 
 def publish_pairs(store: Store, name: str, pairs: PairSet) -> Version:
@@ -133,9 +133,10 @@ def read_vector(store: Store, where: str) -> SteeringVector:
         VectorError: the file is not a vector.
         UnknownNameError: nothing in the registry is called so.
     """
-    if where.endswith(_FILE_ENDINGS) or Path(where).is_file():
-        return SteeringVector.load(where)
-    version = store.resolve(where, default_kind="vector")
+    place = locate(where, "vector")
+    if isinstance(place, Path):
+        return SteeringVector.load(place)
+    version = store.resolve(place)
     if version.kind != "vector":
         raise InputError(f"'{where}' is a {version.kind}, a vector is needed.")
     return SteeringVector.from_bytes(version.path(_FILE).read_bytes(), version.config, source=version.reference)

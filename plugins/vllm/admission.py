@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from engrain.core.composition import Active
@@ -15,7 +16,7 @@ from engrain.core.positions import check_positions
 from engrain.core.profile import Entry, Profile
 from engrain.core.vector import SteeringVector
 from engrain.plugins.vllm.combination import Combination
-from engrain.registry.reference import Reference
+from engrain.registry.reference import Reference, locate, written_as_path
 from engrain.registry.store import Store
 from engrain.registry.vectors import parse_steering, read_vector
 
@@ -207,10 +208,10 @@ class Admission:
 
     def _vector(self, where: str) -> SteeringVector:
         """Return a vector of the registry, or of a file that the server's own profile names."""
-        try:
-            key = self._store.resolve(Reference.parse(where, "vector")).digest
-        except InputError:
+        place = locate(where, "vector")
+        if isinstance(place, Path):
             return read_vector(self._store, where)
+        key = self._store.resolve(place).digest
         with self._lock:
             vector = self._vectors.get(key)
         if vector is None:
@@ -251,7 +252,7 @@ def refusal(error: EngrainError) -> str:
 
 def _vector_reference(where: str) -> Reference:
     """Return the reference to a vector; the path of a file is none."""
-    if where.count("/") > 1 or where.startswith((".", "/", "~")) or where.endswith(".safetensors"):
+    if written_as_path(where):
         raise InputError(
             f"'{where[:80]}' is a file; requests name vectors of the registry: engrain import FILE --name NAME."
         )

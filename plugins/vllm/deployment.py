@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from engrain.core.errors import CheckError, EngrainError, IntegrityError
@@ -15,10 +16,10 @@ from engrain.core.profile import Entry
 from engrain.plugins.vllm.admission import KEY
 from engrain.plugins.vllm.served import ServedModel
 from engrain.plugins.vllm.weights import Edit
-from engrain.registry.reference import Reference
+from engrain.registry.reference import Reference, locate
 from engrain.registry.served import note_served
 from engrain.registry.store import Store
-from engrain.registry.task_vectors import read_task_vector
+from engrain.registry.task_vectors import read_task_vector, resolve_task_vector
 
 _LOG = logging.getLogger("engrain")
 _HEALTH_PROMPT = "Say in one sentence what you can do."
@@ -32,30 +33,24 @@ def resolve_edits(store: Store, model: ServedModel, entries: Mapping[str, Entry]
     Raises:
         FingerprintError: a task vector that was made on another model.
         UnknownNameError: there is none of that name.
+        InputError: a reference to something else than a task vector, or a folder that holds none.
     """
     found: list[Edit] = []
     for name, entry in entries.items():
         if entry.task_vector is None or not entry.enabled:
             continue
         scale = 1.0 if entry.scale is None else entry.scale
-        reference = _reference(entry.task_vector)
-        if reference is None:
+        place = locate(entry.task_vector, "task-vector")
+        if isinstance(place, Path):
             base, where, digest = read_task_vector(store, entry.task_vector).fingerprint, entry.task_vector, None
         else:
-            version = store.resolve(reference)
+            version = resolve_task_vector(store, place)
             base, where, digest = Fingerprint.from_json(version.config["base"]), version.reference, version.digest
         if model.fingerprint is not None:
             what = f"Task vector '{entry.task_vector}'"
             model.fingerprint.check_made_on(base, what, "Compile it again on this model.")
         found.append({"name": name, "where": where, "digest": digest, "scale": scale})
     return found
-
-
-def _reference(where: str) -> Reference | None:
-    """Return the reference to a task vector, or None for a folder."""
-    if where.startswith((".", "/", "~")):
-        return None
-    return Reference.parse(where, "task-vector")
 
 
 class Gate:
@@ -225,11 +220,10 @@ class Deployment:
         """Write into the journal for each alias that moved."""
         versions = {edit["name"]: _number(edit) for edit in before}
         for edit in after:
-            alias = _reference(str(self._entries[edit["name"]].task_vector))
-            if alias is not None and alias.alias is not None and versions.get(edit["name"]) != _number(edit):
+            alias = locate(str(self._entries[edit["name"]].task_vector), "task-vector")
+            if isinstance(alias, Reference) and alias.alias is not None and versions.get(edit["name"]) != _number(edit):
                 note_served(self._store, alias, versions.get(edit["name"]), _number(edit) or 1, problem)
 
 
 def _number(edit: Edit) -> int | None:
-    reference = _reference(str(edit["where"]))
-    return None if reference is None else reference.version
+    return None if edit["digest"] is None else Reference.parse(str(edit["where"])).version

@@ -20,7 +20,8 @@ from engrain.core.controls import random_like
 from engrain.core.errors import InputError, PluginError
 from engrain.core.files import check_folder
 from engrain.core.model import SteerableModel
-from engrain.core.task_vector import MANIFEST, TaskVector
+from engrain.core.names import MANIFEST
+from engrain.core.task_vector import TaskVector
 from engrain.gathering import gather_corpus
 from engrain.plugins.manager import Plugins
 from engrain.proving import compiled_from, verify_compiled

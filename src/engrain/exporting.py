@@ -6,9 +6,10 @@ from pathlib import Path
 from engrain.compiling import subjects_of
 from engrain.core.contrast import ContrastPair
 from engrain.core.errors import EngrainError, InputError
-from engrain.core.task_vector import MANIFEST, TaskVector
+from engrain.core.task_vector import TaskVector
 from engrain.core.vector import SteeringVector
 from engrain.plugins.manager import Plugins
+from engrain.registry.reference import locate
 from engrain.registry.store import Store
 from engrain.registry.task_vectors import read_task_vector
 from engrain.registry.vectors import read_vector
@@ -27,13 +28,11 @@ def read_artifact(store: Store, where: str, kinds: Sequence[str], format_name: s
         InputError: it is of another kind than the format can hold.
         UnknownNameError: nothing in the registry is called so.
     """
-    path = Path(where)
-    if path.is_file() or where.endswith(".safetensors"):
-        kind = "vector"
-    elif (path / MANIFEST).is_file() or where.startswith((".", "/", "~")):
-        kind = "task-vector"
+    place = locate(where, kinds[0])
+    if isinstance(place, Path):
+        kind = "vector" if place.is_file() or where.endswith(".safetensors") else "task-vector"
     else:
-        version = store.resolve(where, default_kind=kinds[0])
+        version = store.resolve(place)
         kind, where = version.kind, version.reference
     if kind not in kinds:
         mend = {"vector": "compile it first: engrain compile", "task-vector": "export it as peft or hf"}.get(kind, "")
@@ -51,10 +50,11 @@ def calibration_pairs(plugins: Plugins, store: Store, where: str) -> tuple[Contr
         store: where references are resolved.
         where: what is exported, as ``read_artifact`` takes it.
     """
-    if Path(where).exists() or where.startswith((".", "/", "~")):
-        return ()
     try:
-        subjects = subjects_of(plugins, store, store.resolve(where, default_kind="task-vector"))
+        place = locate(where, "task-vector")
+        if isinstance(place, Path):
+            return ()
+        subjects = subjects_of(plugins, store, store.resolve(place))
     except EngrainError:
         return ()
     return tuple(pair for subject in subjects for pair in subject.calibration.ordinary)

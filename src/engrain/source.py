@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engrain.core.composition import Active
@@ -10,7 +11,7 @@ from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
 from engrain.plugins.manager import Plugins
 from engrain.registry.policy import Evidence, deciding_verdict
-from engrain.registry.reference import Reference
+from engrain.registry.reference import Reference, locate
 from engrain.registry.store import Store, Version
 from engrain.registry.vectors import activate_entry, read_pairs, read_vector
 from engrain.subject import Subject, find_subject
@@ -98,7 +99,7 @@ def find_sources(plugins: Plugins, store: Store, profile: "Profile") -> list[Sou
             raise InputError(
                 f"behaviors.{name} is compiled already, as '{entry.task_vector}'; switch it off (enabled: false)."
             )
-        if entry.vector.endswith(".safetensors"):
+        if isinstance(locate(entry.vector, "vector"), Path):
             raise InputError(
                 f"behaviors.{name} names the file '{entry.vector}', and verdicts are on versions in the registry; "
                 f"publish it: engrain import {entry.vector} --name {name}."

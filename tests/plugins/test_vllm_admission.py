@@ -91,6 +91,8 @@ def test_positions_are_those_of_the_request(admission: Admission) -> None:
         "/etc/passwd",
         "../listening.safetensors",
         "listening.safetensors",
+        "~/listening",
+        "listening.pt",
         "{",
         '{"x": 1}',
         '{"x": {"vector": "listening", "strenght": 1}}',

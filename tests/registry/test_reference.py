@@ -17,7 +17,7 @@ from brevity import overwrite
 from engrain.core.errors import EngrainError, InputError, IntegrityError, UnknownNameError
 from engrain.registry.blob import fan_out, sha256
 from engrain.registry.manifest import Parent, VersionLine, canonical, check_manifest, describe, frame, parse_object
-from engrain.registry.reference import KINDS, Reference
+from engrain.registry.reference import KINDS, Reference, locate
 from engrain.registry.store import Store, Version
 
 names = st.from_regex(r"[a-z][a-z0-9_-]{0,127}", fullmatch=True)
@@ -32,6 +32,7 @@ references = st.one_of(
 @given(references)
 def test_a_reference_is_read_back_from_its_text(reference: Reference) -> None:
     assert Reference.parse(str(reference)) == reference
+    assert locate(str(reference), "profile") == reference
 
 
 @given(references)

@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from engrain.core.errors import InputError, IntegrityError, UnknownNameError, VectorError
+from engrain.core.errors import InputError, IntegrityError, ProfileError, UnknownNameError, VectorError
 from engrain.core.fingerprint import Fingerprint
+from engrain.core.profile import Entry, Profile
 from engrain.core.task_vector import TaskVector
 from engrain.core.vector import SteeringVector
+from engrain.registry.profiles import publish_profile
 from engrain.registry.store import Parent, Store
 from engrain.registry.task_vectors import publish_task_vector, read_task_vector
-from engrain.registry.vectors import publish_vector
+from engrain.registry.vectors import publish_vector, read_vector
 
 PRINT = Fingerprint("here", "Tiny", "sha256:a", "sha256:b", "sha256:c", "sha256:d", "float32")
 NAME = "model.layers.2.mlp.down_proj.weight"
@@ -69,3 +71,18 @@ def test_changed_bytes_are_noticed() -> None:
     path.write_bytes(raw)
     with pytest.raises(IntegrityError):
         read_task_vector(store, "brevity")
+
+
+def test_a_vector_is_read_from_below_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    SteeringVector({2: torch.ones(4)}).save(tmp_path / "mine.safetensors")
+    assert read_vector(Store(), "~/mine.safetensors").layers == (2,)
+
+
+def test_a_profile_with_a_path_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make().save(tmp_path / "brevity")
+    publish_task_vector(Store(), "brevity", make())
+    profile = Profile(behaviors={"brevity": Entry(task_vector="brevity")})
+    with pytest.raises(ProfileError, match=r"is a path.*has to be published first"):
+        publish_profile(Store(), "calm", profile)

@@ -92,7 +92,7 @@ def compile_command(
         raise InputError("--pairs goes with a NAME; the behaviors of a profile are verified on their own test pairs.")
 
     from engrain.core.files import check_folder
-    from engrain.core.task_vector import MANIFEST
+    from engrain.core.names import MANIFEST
     from engrain.processes import launched
     from engrain.registry.store import Store
     from engrain.source import check_proved, find_source, find_sources
