@@ -112,6 +112,8 @@ def test_the_newcomers_walk(
     wrong(*call, said="Did you mean: 'task_vector'? (at behaviors.brevity.task_vektor)")
     profile.write_text(PROFILE)
     wrong(*call, "--set", "behaviors.brevity.scale=much", said="(at behaviors.brevity.scale)")
+    served = ("serve", "-m", folder, "--profile", profile, "--set", "behaviors.brevity.scale=much")
+    wrong(*served, said="(at behaviors.brevity.scale)")
     good = right(*call, "--compare", "--json").json
     monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n/steer nothing\n/off\n/quit\n"))
     talk = right("chat", "-m", folder, "--max-new-tokens", 12, "--profile", profile)
