@@ -1,5 +1,6 @@
 """A language model behind an OpenAI-compatible endpoint as the judge of free replies."""
 
+import contextlib
 import hashlib
 import json
 import re
@@ -68,30 +69,29 @@ class LLMJudge:
         """
         found = []
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            try:
-                for score in pool.map(self._one, exchanges):
-                    found.append(score)
-                    if progress is not None:
-                        progress(1)
-            except JudgeError:
-                pool.shutdown(cancel_futures=True)
-                raise
+            # After an error map itself takes back what it has not begun to ask.
+            for score in pool.map(self._one, exchanges):
+                found.append(score)
+                if progress is not None:
+                    progress(1)
         return found
 
     def _one(self, exchange: Exchange) -> float:
         material = json.dumps(vars(exchange), ensure_ascii=False)
         key = json.dumps([str(self._client.base_url), self._model, self._task, material])
         kept = None if self._cache is None else self._cache / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
-        if kept is not None and kept.is_file():
-            score = _score(kept.read_text(encoding="utf-8", errors="replace"))
-            if score is not None:
-                return score
+        if kept is not None:
+            with contextlib.suppress(OSError):  # not kept, or not readable: ask
+                score = _score(kept.read_text(encoding="utf-8", errors="replace"))
+                if score is not None:
+                    return score
         for _ in range(_ATTEMPTS):
             answer = self._ask(material)
             score = _score(answer)
             if score is not None:
                 if kept is not None:
-                    write_atomically(kept, json.dumps({"score": score}).encode(), force=True)
+                    with contextlib.suppress(InputError):  # a folder that cannot be written only costs the answer again
+                        write_atomically(kept, json.dumps({"score": score}).encode(), force=True)
                 return score
         raise JudgeError(
             f"The judge '{self._model}' at {self._client.base_url} did not answer with {{\"score\": 0 to 100}} in "
