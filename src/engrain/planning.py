@@ -15,8 +15,8 @@ from engrain.core.compile.target import WRITERS
 from engrain.core.errors import ModelError
 from engrain.core.files import parse_object
 from engrain.core.quiet import quiet_transformers
-from engrain.loading import find
 from engrain.plugins.manager import Plugins
+from engrain.plugins.sources import find_folder, find_on_hub
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -93,14 +93,17 @@ def count_blocks(config: PreTrainedConfig) -> int:
 def read_config(plugins: Plugins, name: str) -> PreTrainedConfig:
     """Return the configuration of a model; of one on the hub nothing else is fetched.
 
+    Args:
+        plugins: whose model sources are asked.
+        name: of a model, as ``load`` takes it, or the file of a configuration.
+
     Raises:
         ModelError: there is none, or it is of no family that transformers knows.
     """
     path = Path(name)
-    if path.is_dir():
-        path = path / "config.json"
-    elif name == "demo" or name.endswith(".gguf"):
-        path = find(name, plugins).folder / "config.json"
+    if not path.is_file() or name.endswith(".gguf"):
+        folder = _find_folder(plugins, name)
+        path = path if folder is None else folder / "config.json"
     if path.is_file():
         fields = parse_object(path.read_bytes(), path, None)
         family = fields.get("model_type")
@@ -120,3 +123,14 @@ def read_config(plugins: Plugins, name: str) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         raise ModelError(f"No configuration '{name}': {' '.join(str(error).split())[:200]}") from error
     return remote
+
+
+def _find_folder(plugins: Plugins, name: str) -> Path | None:
+    """Return the folder of a model, by the sources in their order, or None where only the hub may know it."""
+    for source in plugins.model_sources():
+        # Of a folder no weights are needed, and of the hub only the configuration is fetched, when nothing else has it.
+        if source is find_folder and Path(name).is_dir():
+            return Path(name)
+        if source not in (find_folder, find_on_hub) and (found := source(name)) is not None:
+            return found.folder
+    return None

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from engrain.core.errors import ModelError
-from engrain.planning import plan_compile, read_config
+from engrain.planning import count_blocks, plan_compile, read_config
+from engrain.plugins import ModelFiles, RegisterModelSource, hookimpl
 from engrain.plugins.manager import build_manager
 from tiny import random_model
 
@@ -47,6 +49,24 @@ def test_a_plan_needs_no_weights_and_its_total_is_the_sum(engrain: Any, place: P
 def test_the_plan_counts_what_the_loaded_model_has(engrain: Any, folder: Path) -> None:
     done = engrain("compile", "--plan", "-m", folder, "--target", "all-linear", "--layers", "all", "--json").json
     assert done["parameters"] == sum(one.numel() for one in random_model("llama").parameters())
+
+
+def test_a_plugins_model_source_is_asked_before_the_hub_and_in_the_order_of_its_rank(
+    place: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "shelf" / "name"
+    own.mkdir(parents=True)
+    (own / "config.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": 7}))
+
+    @hookimpl
+    def register_model_sources(register: RegisterModelSource) -> None:
+        register("shelf", lambda name: ModelFiles(own, name) if name in ("ours/name", str(place)) else None, rank=25)
+
+    plugins = build_manager()
+    assert count_blocks(read_config(plugins, str(place))) == 12
+    plugins.manager.register(SimpleNamespace(register_model_sources=register_model_sources), name="shelf")
+    for name in ("ours/name", str(place)):
+        assert count_blocks(read_config(plugins, name)) == 7
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "t5", "bart", "whisper", "clip", "vit"])
