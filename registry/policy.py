@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from engrain.core.errors import EngrainError, IntegrityError, PolicyError
+from engrain.core.errors import EngrainError, IntegrityError, PolicyError, UnknownNameError
 from engrain.registry.blob import read_now
 from engrain.registry.manifest import parents_of, parse_object
 from engrain.registry.reference import NAME, Reference
@@ -58,28 +58,42 @@ def deciding_verdict(store: Store, digest: str) -> Evidence | None:
     """Return the verdict that decides on the manifest ``digest``, or None: of the newest verdict for each behavior, one
     that did not pass, or else the newest of them.
 
-    One whose manifest is damaged is on nobody knows what, and is passed over; one whose gates are damaged did not pass.
+    One that is damaged is on nobody knows what, and is passed over; one whose gates are damaged did not pass.
     """
     found = [one for name in store.names("verdict") if (one := newest_verdict(store, name, digest)) is not None]
     return max(found, key=lambda one: (not one.passed, one.created), default=None)
 
 
 def newest_verdict(store: Store, name: str, digest: str) -> Evidence | None:
-    """Return the newest version of ``verdict/name`` that is on the manifest ``digest``, or None."""
+    """Return the newest version of ``verdict/name`` that is on the manifest ``digest``, or None; as if what is damaged
+    were not there.
+    """
+    return _look(store, name, digest)[0]
+
+
+def _look(store: Store, name: str, digest: str) -> tuple[Evidence | None, str | None]:
+    """Return the newest verdict of a name that is on a manifest, and what hides a newer one that may be, or None."""
+    history = store.history("verdict", name)
     try:
-        lines = store.history("verdict", name).lines()
-    except EngrainError:
-        return None
-    for line in reversed(lines):
+        lines = history.raw_lines()
+    except EngrainError as error:
+        return None, str(error)
+    hidden = None
+    for number in range(len(lines), 0, -1):
+        reference = Reference("verdict", name, number)
         try:
+            store.check_not_deleted(reference)
+            line = history.parse(lines[number - 1], number)
             if digest.encode() not in store.read(line.digest):
                 continue
-            version = store.resolve(Reference("verdict", name, line.number))
+            version = store.resolve(reference)
             if any(one.role in _VERIFIED and one.digest == digest for one in parents_of(version.manifest)):
-                return Evidence(version.reference, line.digest, line.created, _passed(version))
-        except EngrainError:  # damaged, or deleted
+                return Evidence(version.reference, line.digest, line.created, _passed(version)), hidden
+        except UnknownNameError:  # deleted
             continue
-    return None
+        except EngrainError as error:
+            hidden = hidden or str(error)
+    return None, hidden
 
 
 def _passed(verdict: Version) -> bool:
@@ -93,7 +107,7 @@ def check_policy(store: Store, alias: Reference, digest: str, evidence: Evidence
     """Refuse a version that a protected alias does not take.
 
     Raises:
-        PolicyError: the verdict that decides did not pass, or there is none.
+        PolicyError: the verdict that decides did not pass, or there is none, or one that is damaged may decide.
     """
     if alias.alias not in protected_aliases(store) or alias.kind not in _VERIFIED:
         return
@@ -102,6 +116,13 @@ def check_policy(store: Store, alias: Reference, digest: str, evidence: Evidence
     elif not evidence.passed:
         problem = f"the verdict {evidence.reference} on it did not pass"
     else:
+        hidden = next((one for name in store.names("verdict") if (one := _look(store, name, digest)[1])), None)
+        if hidden is not None:
+            raise PolicyError(
+                f"'{alias}' is protected, and a verdict that may be on this version cannot be read. {hidden} Nothing "
+                f"was moved. Mend it (engrain registry verify --repair), or pass --force with a --reason, which the "
+                f"journal keeps."
+            )
         return
     mend = f"engrain verify {alias.name}" if alias.kind == "vector" else f"engrain verify {alias.kind}/{alias.name}"
     raise PolicyError(

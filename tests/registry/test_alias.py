@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from brevity import CANARY, STABLE, at, moves
+from brevity import CANARY, STABLE, at, moves, overwrite
 from engrain.core.errors import ConflictError, InputError, IntegrityError, PolicyError, UnknownNameError
 from engrain.registry.alias import move_alias, parse_alias
 from engrain.registry.audit import audit
@@ -111,6 +111,35 @@ def test_the_newest_verdict_decides(store: Store) -> None:
     judge(store, version, False)
     with pytest.raises(PolicyError, match="verdict/brevity@2 on it did not pass"):
         move_alias(store, STABLE, 2)
+
+
+@pytest.mark.parametrize("damaged", ["the older line", "the newer line", "the newer manifest"])
+def test_a_protected_alias_takes_no_version_that_a_damaged_verdict_may_be_on(store: Store, damaged: str) -> None:
+    version = store.resolve("vector/brevity@2")
+    judge(store, version, True)
+    failed = judge(store, version, False)
+    judge(store, version, True, name="another-name")
+    path = store.manifest_path(failed.digest) if "manifest" in damaged else store.history("verdict", "brevity").path
+    whole = path.read_bytes()
+    at_line = whole.index(b"\n") + 1 if damaged == "the newer line" else 0
+    overwrite(path, whole[:at_line] + whole[at_line:].replace(b"sha256:", b"sha255:", 1))
+    said = "verdict/brevity@2 on it did not pass" if damaged == "the older line" else "cannot be read.*verify --repair"
+    with pytest.raises(PolicyError, match=said):
+        move_alias(store, STABLE, 2)
+    move_alias(store, STABLE, 2, force=True, reason="known")
+    overwrite(path, whole)
+
+
+def test_a_damaged_verdict_older_than_the_one_that_decides_stops_nothing(store: Store) -> None:
+    version = store.resolve("vector/brevity@2")
+    judge(store, version, False)
+    judge(store, version, True)
+    path = store.history("verdict", "brevity").path
+    whole = path.read_bytes()
+    overwrite(path, whole.replace(b"sha256:", b"sha255:", 1))
+    move_alias(store, STABLE, 2)
+    assert at(store, STABLE) == 2
+    overwrite(path, whole)
 
 
 @pytest.mark.parametrize("role", ["test", "pairs"])
