@@ -164,6 +164,7 @@ _TEXT_KEYS = (
     "negative_prompt",
     "negative_system",
 )
+_ROLES = ("system", "user", "assistant")
 _TURN_KEYS = ("messages", "history", "negative_history", "negative_messages")
 
 
@@ -188,7 +189,7 @@ def parse_pair(line: Mapping[str, Any], path: object, number: int | None) -> Con
         raise wrong("'positive' equals 'negative'; the pair shows no contrast.")
     if not isinstance(line.get("boundary", False), bool):
         raise wrong("'boundary' must be true or false.")
-    turns = {key: _parse_turns(line[key], key, wrong) for key in _TURN_KEYS if key in line}
+    turns = {key: _parse_turns(line[key], key, path, number) for key in _TURN_KEYS if key in line}
     if "messages" in line:
         clash = [key for key in ("prompt", "system", "history") if key in line]
         if clash:
@@ -247,19 +248,31 @@ def _own_scenario(messages: Sequence[Message], line: Mapping[str, Any]) -> str:
     return f"pair-{hashlib.sha256(words.encode()).hexdigest()[:16]}"
 
 
-def _parse_turns(value: Any, key: str, wrong: Callable[[str], DataError]) -> tuple[Message, ...]:
+def _parse_turns(value: Any, key: str, path: object, number: int | None) -> tuple[Message, ...]:
     if not isinstance(value, list):
-        raise wrong(f"'{key}' must be a list of messages.")
-    for turn in value:
-        if (
-            not isinstance(turn, dict)
-            or not isinstance(turn.get("role"), str)
-            or not isinstance(turn.get("content"), str)
-        ):
-            raise wrong(f'\'{key}\' holds something that is not {{"role": text, "content": text}}.')
-        if turn["role"] not in ("system", "user", "assistant"):
-            raise wrong(f"'{key}' has the role '{turn['role']}'; there is system, user and assistant.")
-    return tuple(Message(turn["role"], turn["content"]) for turn in value)
+        raise DataError(path, number, f"'{key}' must be a list of messages.")
+    return tuple(parse_message(turn, path, number, f"a message in '{key}'") for turn in value)
+
+
+def parse_message(turn: object, path: object, number: int | None, what: str = "a message") -> Message:
+    """Return the message in one object of a file of ours.
+
+    Args:
+        turn: the object.
+        path: the file, for errors.
+        number: the line in it, or None.
+        what: how an error calls the message.
+
+    Raises:
+        DataError: it is not ``{"role": system, user or assistant, "content": text}``.
+    """
+    if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
+        raise DataError(path, number, f'{what} is not {{"role": text, "content": text}}.')
+    if turn["role"] not in _ROLES:
+        raise DataError(
+            path, number, f"{what} has the role {turn['role'][:60]!r}; there is system, user and assistant."
+        )
+    return Message(turn["role"], turn["content"])
 
 
 def _dump(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from engrain.core.contrast import Message, Split, split_of
+from engrain.core.contrast import Split, parse_message, split_of
 from engrain.core.errors import DataError
 from engrain.core.files import read_json_lines
 from engrain.core.model import SteerableModel
@@ -33,7 +33,7 @@ def read_neutral(model: SteerableModel, path: Path | None = None, split: Split |
         if isinstance(text, str) and text.strip() and turns is None:
             words, encoded = text, Encoded((), tuple(model.tokenizer(text)["input_ids"]))
         elif isinstance(turns, list) and text is None:
-            messages = [_message(turn, path, number) for turn in turns]
+            messages = [parse_message(turn, path, number, "a message in 'messages'") for turn in turns]
             if len(messages) < 2 or messages[-1].role != "assistant":
                 raise DataError(
                     path, number, "the last of 'messages' must be the assistant's, after at least one other."
@@ -46,9 +46,3 @@ def read_neutral(model: SteerableModel, path: Path | None = None, split: Split |
     if not found:
         raise DataError(path, None, "holds no neutral text.")
     return found
-
-
-def _message(turn: object, path: Path, number: int) -> Message:
-    if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
-        raise DataError(path, number, '\'messages\' holds something that is not {"role": text, "content": text}.')
-    return Message(turn["role"], turn["content"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engrain.core.contrast import ContrastPair, Message
+from engrain.core.contrast import ContrastPair, Message, parse_message
 from engrain.core.errors import DataError
 from engrain.core.files import read_json_lines
 
@@ -24,7 +24,6 @@ _ACCEPTANCE = re.compile(
     r"|danke|genau|passt|ja|merci|parfait|oui|gracias|perfecto|sí)(?!\w)",
     re.IGNORECASE,
 )
-_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,9 @@ def read_conversations(folder: Path) -> Iterator[tuple[str, list[Message]]]:
         for number, line in read_json_lines(path):
             turns = line.get("messages", line.get("conversation"))
             if turns is None:
-                single.append(_message(line, path, number))
+                single.append(parse_message(line, path, number))
             elif isinstance(turns, list):
-                yield name, [_message(turn, path, number) for turn in turns]
+                yield name, [parse_message(turn, path, number) for turn in turns]
             else:
                 raise DataError(path, number, "a conversation must be a list of messages.")
         if single:
@@ -119,12 +118,6 @@ def _is_corrected(request: Message, reply: Message, after: Message) -> bool:
 
 def _corrects(text: str) -> bool:
     return bool(_CORRECTION.match(text.strip()))
-
-
-def _message(turn: object, path: Path, number: int) -> Message:
-    if not isinstance(turn, dict) or turn.get("role") not in _ROLES or not isinstance(turn.get("content"), str):
-        raise DataError(path, number, 'a message is {"role": system, user or assistant, "content": text}.')
-    return Message(turn["role"], turn["content"])
 
 
 def _digest(conversation: Sequence[Message]) -> str:

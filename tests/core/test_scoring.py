@@ -241,7 +241,14 @@ def test_the_shipped_neutral_text_is_read_and_split(llama: SteerableModel) -> No
 
 @pytest.mark.parametrize(
     "line",
-    ['{"text": ""}', "{}", '{"text": "a", "messages": []}', '{"messages": [{"role": "user", "content": "x"}]}', "["],
+    [
+        '{"text": ""}',
+        "{}",
+        '{"text": "a", "messages": []}',
+        '{"messages": [{"role": "user", "content": "x"}]}',
+        '{"messages": [{"role": "tool", "content": "x"}, {"role": "assistant", "content": "y"}]}',
+        "[",
+    ],
 )
 def test_a_bad_neutral_line_is_named(
     llama: SteerableModel, line: str, tmp_path_factory: pytest.TempPathFactory
