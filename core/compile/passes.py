@@ -30,19 +30,20 @@ class Recorded:
     Attributes:
         pack: the tokens.
         places: where replies are predicted, into the flattened pack, [places].
-        entry: what enters the first block that may change, [batch, seq, d_model].
+        entry: what enters the first block that may change, [batch, seq, d_model]; None where that is block 0, in front
+            of which nothing is saved.
         targets: the teacher's hidden states at the places, by layer, [places, d_model]; the last block's among them.
     """
 
     pack: Pack
     places: Tensor
-    entry: Tensor
+    entry: Tensor | None
     targets: dict[int, Tensor]
 
     @property
     def nbytes(self) -> int:
         """The size of the states, in bytes."""
-        return sum(states.nbytes for states in (self.entry, *self.targets.values()))
+        return sum(states.nbytes for states in (self.entry, *self.targets.values()) if states is not None)
 
 
 class Course:
@@ -99,7 +100,7 @@ class Course:
         pack, places = self._packs[number]
         with torch.no_grad(), self._teacher():
             found = self._states(pack, None)
-        entry = found.pop(self._entry - 1)
+        entry = found.pop(self._entry - 1) if self._entry else None
         one = Recorded(pack, places, entry, {layer: found[layer].flatten(0, 1)[places] for layer in self.layers})
         if one.nbytes <= self._room:
             self._room -= one.nbytes
@@ -116,7 +117,7 @@ class Course:
         return {layer: found[layer].flatten(0, 1)[recorded.places] for layer in self.layers}
 
     def _states(self, pack: Pack, entry: Tensor | None) -> dict[int, Tensor]:
-        """Return the outputs of the layers, and what enters the entry block under the number before it."""
+        """Return the outputs of the layers, and what enters the entry block under the number before it, if any is."""
         found: dict[int, Tensor] = {}
 
         def watch(layer: int) -> Any:
@@ -128,7 +129,7 @@ class Course:
         with ExitStack() as stack:
             if entry is not None:
                 stack.enter_context(entering(self._model, self._entry, entry))
-            else:
+            elif self._entry:
                 stack.callback(self._model.blocks[self._entry - 1].register_forward_hook(watch(self._entry - 1)).remove)
             for layer in self.layers:
                 stack.callback(self._model.blocks[layer].register_forward_hook(watch(layer)).remove)

@@ -57,7 +57,7 @@ def test_recorded_states_lead_to_the_logits_of_the_teacher(family: str) -> None:
         torch.testing.assert_close(next_token_logits(model, recorded.targets[2]), whole, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("entry", [1, 2])
+@pytest.mark.parametrize("entry", [0, 1, 2])
 def test_a_student_that_is_the_teacher_has_its_states(entry: int) -> None:
     model = tiny()
     course = Course(model, TEXTS, entry, [entry], lambda: model.steer(active(entry)))
@@ -74,8 +74,16 @@ def test_what_is_not_kept_is_computed_again_to_the_bit() -> None:
     assert kept[0] is kept[0]
     assert computed[0] is not computed[0]
     for one, other in zip(kept, computed, strict=True):
+        assert one.entry is not None
+        assert other.entry is not None
         assert torch.equal(one.entry, other.entry)
         assert all(torch.equal(states, other.targets[layer]) for layer, states in one.targets.items())
+
+
+def test_in_front_of_the_first_block_nothing_is_kept() -> None:
+    (recorded,) = Course(tiny(), TEXTS[:1], 0)
+    assert recorded.entry is None
+    assert recorded.nbytes == sum(states.nbytes for states in recorded.targets.values())
 
 
 def test_gradients_flow_into_the_blocks_from_the_entry_on() -> None:
