@@ -322,7 +322,13 @@ def _pull_aliases(store: Store, remote: Remote, name: Reference, done: Transfer)
                 said = f"at version {ref.target.number} here and at {target.number} there"
                 done.remarks.append(f"'{alias}' is {said}; it was left alone. To move it: engrain registry alias.")
             continue
-        if store.line(Reference(name.kind, name.name, target.number)).digest != target.digest:
+        version = Reference(name.kind, name.name, target.number)
+        try:
+            store.check_not_deleted(version)
+        except UnknownNameError as error:
+            done.remarks.append(f"'{alias}' is on a deleted version in '{remote.where}', and was not made: {error}")
+            continue
+        if store.line(version).digest != target.digest:
             raise IntegrityError(f"'{key}' in '{remote.where}' points at another version. {_DAMAGED}")
         try:
             move_alias(store, alias, target.number, expect=0, reason=f"pulled from {remote.where}")

@@ -240,6 +240,17 @@ def test_an_alias_that_is_protected_here_is_not_made_without_its_verdict(
     assert other.names("verdict") == []
 
 
+def test_an_alias_on_a_deleted_version_is_a_remark_and_stops_nothing(
+    store: Store, other: Store, tmp_path: Path
+) -> None:
+    push(store, remote := FolderRemote(tmp_path / "remote"))
+    lost = store.history("vector", "brevity").lines()[2]
+    remote.put("refs/vector/brevity/canary", ref_record(str(CANARY), Target(3, lost.digest), 1, "2026"))
+    pulled = pull(other, remote)
+    assert "holds private data" in pulled.remarks[0]
+    assert pulled.aliases == ["vector/brevity:stable"]
+
+
 def test_names_are_asked_for_whole_and_by_what_there_is(store: Store, other: Store, remote: Remote) -> None:
     push(store, remote)
     with pytest.raises(UnknownNameError, match="Did you mean 'vector/brevity'"):
