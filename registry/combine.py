@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from engrain.core.errors import InputError, StrengthError
 from engrain.core.task_vector import TaskVector, weighted_sum
 from engrain.registry.provenance import Provenance
 from engrain.registry.store import Parent, Store, Version
 from engrain.registry.task_vectors import publish_task_vector, read_task_vector
+from engrain.registry.vectors import parse_item
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,10 @@ def parse_part(text: str) -> tuple[str, float]:
 
     Raises:
         InputError: the reference or the scale is empty.
-        StrengthError: the scale is not a number.
+        StrengthError: the scale is not a finite number.
     """
-    where, equals, scale = text.rpartition("=")
-    if not equals:
-        where, scale = scale, "1"
-    if not where or not scale:
-        raise InputError(f"'{text}' is not REF[=SCALE], as task-vector/listening@3=0.8.")
-    try:
-        return where, float(scale)
-    except ValueError as error:
-        raise StrengthError(f"The scale of '{where}' is {scale!r}; it must be a finite number.") from error
+    where, scale = parse_item(text, "scale")
+    return where, 1.0 if scale is None else scale
 
 
 def combine(store: Store, parts: Sequence[tuple[str, float]], name: str) -> Combination:

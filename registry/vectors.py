@@ -1,6 +1,7 @@
 """Vectors, their pairs and verdicts in the registry: published with what they were made from, read by reference."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from engrain.core.contrast import PairSet
 from engrain.core.errors import InputError, StrengthError
 from engrain.core.files import parse_object
 from engrain.core.model import SteerableModel
+from engrain.core.number import finite
 from engrain.core.vector import SteeringVector
 from engrain.core.verdict import Verdict
 from engrain.registry.provenance import Provenance
@@ -156,20 +158,25 @@ def parse_steering(text: str, factor: str = "strength") -> list[tuple[str, float
         InputError: an empty item.
         StrengthError: a strength that is not a finite number.
     """
-    found: list[tuple[str, float | None]] = []
-    for item in text.split(","):
-        where, equals, strength = item.strip().rpartition("=")
-        if not equals:
-            where, strength = strength, ""
-        if not where or (equals and not strength):
-            form = f"REF={factor.upper()}"
-            raise InputError(f"'{text}' is not {form}[,{form}...], as listening=1.2,not_rushing=0.6.")
-        try:
-            value = float(strength) if strength else None
-        except ValueError as error:
-            raise StrengthError(f"The {factor} of '{where}' is {strength!r}; it must be a finite number.") from error
-        found.append((where, value))
-    return found
+    return [parse_item(item.strip(), factor) for item in text.split(",")]
+
+
+def parse_item(text: str, factor: str) -> tuple[str, float | None]:
+    """Read one of them, ``REF`` or ``REF=STRENGTH``; arguments and errors as ``parse_steering``."""
+    where, equals, number = text.rpartition("=")
+    if not equals:
+        where, number = number, ""
+    if not where or (equals and not number):
+        raise InputError(f"'{text}' is not REF[={factor.upper()}], as listening=1.2; several are comma-separated.")
+    if not equals:
+        return where, None
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not finite(value):
+        raise StrengthError(f"The {factor} of '{where}' is {number!r}; it must be a finite number.")
+    return where, value
 
 
 def activate_steering(model: SteerableModel, store: Store, text: str) -> dict[str, Active]:

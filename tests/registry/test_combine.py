@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from engrain.registry.combine import combine, parse_part
 from engrain.registry.lineage import Lineage
 from engrain.registry.store import Parent, Store
 from engrain.registry.task_vectors import publish_task_vector, read_task_vector
+from engrain.registry.vectors import parse_steering
 
 PRINT = Fingerprint("here", "Tiny", "sha256:a", "sha256:b", "sha256:c", "sha256:d", "float32")
 DOWN, UP, HEAD = "model.layers.2.mlp.down_proj.weight", "model.layers.5.mlp.up_proj.weight", "lm_head.weight"
@@ -156,8 +158,13 @@ def test_a_part_is_split_at_the_last_equals_sign() -> None:
     for text in ("", "=2", "listening="):
         with pytest.raises(InputError, match=r"is not REF\[=SCALE\]"):
             parse_part(text)
-    with pytest.raises(StrengthError, match="'much'"):
-        parse_part("listening=much")
+
+
+@pytest.mark.parametrize("number", ["much", "nan", "-inf", "1e999"])
+def test_a_number_that_is_not_finite_is_refused_where_it_is_read(number: str) -> None:
+    for read in (parse_part, parse_steering, partial(parse_steering, factor="scale")):
+        with pytest.raises(StrengthError, match=f"of 'listening' is '{number}'; it must be a finite number"):
+            read(f"listening={number}")
 
 
 def test_how_a_task_vector_was_made_stands_beside_it(store: Store) -> None:

@@ -240,9 +240,7 @@ def test_an_alias_that_is_protected_here_is_not_made_without_its_verdict(
     assert other.names("verdict") == []
 
 
-def test_an_alias_on_a_deleted_version_is_a_remark_and_stops_nothing(
-    store: Store, other: Store, tmp_path: Path
-) -> None:
+def test_an_alias_on_a_deleted_version_stops_nothing(store: Store, other: Store, tmp_path: Path) -> None:
     push(store, remote := FolderRemote(tmp_path / "remote"))
     lost = store.history("vector", "brevity").lines()[2]
     remote.put("refs/vector/brevity/canary", ref_record(str(CANARY), Target(3, lost.digest), 1, "2026"))
