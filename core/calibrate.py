@@ -128,6 +128,11 @@ def calibrate(
     return vector.calibrated(replace(before, layer=best.layer, strength=best.strength)), doses
 
 
+def most_doses(layers: int) -> int:
+    """Return how many doses ``calibrate`` measures at so many layers; fewer where a layer has none in the budget."""
+    return layers + len(_CURVE)
+
+
 def _steer(
     model: SteerableModel, vector: SteeringVector, layer: int, strength: float
 ) -> AbstractContextManager[object]:

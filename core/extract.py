@@ -115,6 +115,7 @@ def extract(
     Raises:
         DataError: no ordinary pair, a reply too short for ``positions``, or prompt-last where both sides share it.
         LayerError: a layer that is not in the model.
+        UnknownNameError: ``positions`` names no part of a reply.
     """
     ordinary = [pair for pair in pairs if not pair.boundary]
     source = pairs.source if isinstance(pairs, PairSet) else "pairs"

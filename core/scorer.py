@@ -1,4 +1,4 @@
-"""What a scorer is, and the two that are made of the preference margin."""
+"""What a scorer is, and the one that is made of the preference margin."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -8,7 +8,7 @@ from engrain.registry.event import NOTES, Event
 from engrain.registry.journal import Chain
 from engrain.registry.reference import Reference
 
-# Keys of an event that say what it was about, in the order of a sentence.
+# What became of an event, by the act that ended it; one that nothing ended is open.
 _OUTCOMES = {"commit": "done", "abort": "undone"}
 
 

@@ -36,11 +36,13 @@ class Track:
 
 @dataclass
 class State:
-    """Attributes:
-    lines: name, written ``KIND/NAME``, to its version lines, lowest first.
-    tracks: alias, written ``KIND/NAME:ALIAS``, to where it has been.
-    tombstones: name and number to what the file holds.
-    registry: what registry.json holds, or empty when that is not known.
+    """What the files of a registry must hold, by its journal.
+
+    Attributes:
+        lines: name, written ``KIND/NAME``, to its version lines, lowest first.
+        tracks: alias, written ``KIND/NAME:ALIAS``, to where it has been.
+        tombstones: name and number to what the file holds.
+        registry: what registry.json holds, or empty when that is not known.
     """
 
     lines: dict[str, list[bytes]] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from rich.progress import Progress
 
-from engrain.core.calibrate import Dose, calibrate
+from engrain.core.calibrate import Dose, calibrate, most_doses
 from engrain.core.contrast import PairSet
 from engrain.core.errors import LayerError, VectorError
 from engrain.core.extract import extract
@@ -119,7 +119,7 @@ def ensure_calibrated(
         return vector
     layers = subject.layers(len(model.blocks))
     say(f"calibrating {subject.name} at the layers {', '.join(map(str, layers))}")
-    task = bar.add_task("calibrate", total=len(layers))
+    task = bar.add_task("calibrate", total=most_doses(len(layers)))
     vector, _ = calibrate_vector(model, vector, subject, layers, lambda dose: bar.update(task, advance=1))
     publish(store, subject.name, vector, subject.train)
     return vector

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engrain.core.budget import Budget
-from engrain.core.calibrate import calibrate, overcorrection
+from engrain.core.calibrate import calibrate, most_doses, overcorrection
 from engrain.core.composition import activate
 from engrain.core.contrast import ContrastPair, Message, PairSet
 from engrain.core.errors import DataError, InputError
@@ -198,6 +198,7 @@ def test_calibration_stays_within_the_budget_and_takes_the_most_certain_effect(l
     # Every layer is searched up to the budget, and the curve at the best one goes past it.
     assert {dose.layer for dose in within} == {0, 1, 2}
     assert max(dose.kl_mean for dose in doses) > 0.05
+    assert len(doses) == most_doses(3)
     assert len([dose for dose in doses if dose.layer == best.layer]) == 6
     beyond = overcorrection(doses, found.calibration)
     if beyond is not None:

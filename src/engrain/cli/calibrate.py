@@ -46,6 +46,7 @@ def calibrate_command(
     if len(subjects) > 1 and layers is not None:
         raise InputError("--layers is for one NAME; several are calibrated together at the layers that they have.")
 
+    from engrain.core.calibrate import most_doses
     from engrain.extracting import calibrate_together, calibrate_vector, ensure_extracted, publish
     from engrain.loading import load
 
@@ -61,7 +62,7 @@ def calibrate_command(
     chosen = subject.layers(len(every)) if layers is None else parse_layers(layers, len(every)) or every
     with progress_bar() as bar:
         vector = ensure_extracted(model, subject, plugins, store, bar, say)
-        task = bar.add_task("calibrate", total=len(chosen))
+        task = bar.add_task("calibrate", total=most_doses(len(chosen)))
         vector, doses = calibrate_vector(model, vector, subject, chosen, lambda dose: bar.update(task, advance=1))
     version = publish(store, subject.name, vector, subject.train)
     assert vector.calibration is not None
