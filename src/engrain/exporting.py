@@ -1,11 +1,11 @@
 """Finding what is to be exported, and pairs that say what of it is kept."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engrain.compiling import subjects_of
 from engrain.core.contrast import ContrastPair
-from engrain.core.errors import EngrainError, InputError
+from engrain.core.errors import InputError, PluginError
 from engrain.core.task_vector import TaskVector
 from engrain.core.vector import SteeringVector
 from engrain.plugins.manager import Plugins
@@ -42,19 +42,29 @@ def read_artifact(store: Store, where: str, kinds: Sequence[str], format_name: s
     return read_vector(store, where) if kind == "vector" else read_task_vector(store, where)
 
 
-def calibration_pairs(plugins: Plugins, store: Store, where: str) -> tuple[ContrastPair, ...]:
+def calibration_pairs(
+    plugins: Plugins, store: Store, where: str, say: Callable[[str], None]
+) -> tuple[ContrastPair, ...]:
     """Return ordinary calibration pairs of the behaviors in a task vector; none for a folder, or of unknown behaviors.
 
     Args:
         plugins: where behaviors are found.
         store: where references are resolved.
         where: what is exported, as ``read_artifact`` takes it.
+        say: tells the person which behaviors are unknown, and what follows of it for an adapter.
+
+    Raises:
+        IntegrityError: a stored file is damaged.
+        PluginError: a plugin is broken.
     """
     try:
         place = locate(where, "task-vector")
         if isinstance(place, Path):
             return ()
         subjects = subjects_of(plugins, store, store.resolve(place))
-    except EngrainError:
+    except PluginError:
+        raise
+    except InputError as error:
+        say(f"note: without calibration pairs of its behaviors the rank follows the size of the change alone ({error})")
         return ()
     return tuple(pair for subject in subjects for pair in subject.calibration.ordinary)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engrain.cli.main import main
+from engrain.core.errors import EngrainError, IntegrityError, PluginError
 from engrain.core.fingerprint import Fingerprint
 from engrain.core.task_vector import TaskVector
 from engrain.core.vector import SteeringVector
@@ -70,6 +71,29 @@ def test_a_task_vector_is_exported_by_its_name(
     assert (code, out) == (2, "")
     assert "--force" in err
     assert engrain("export", where, "--format", format_name, "--out", tmp_path / "out", "--force")[0] == 0
+
+
+def test_it_is_said_why_a_rank_does_not_follow_the_behaviors_pairs(
+    engrain: Any, published: TaskVector, tmp_path: Path
+) -> None:
+    code, _, err = engrain("export", "brevity", "--format", "peft", "--out", tmp_path / "lora")
+    assert (code, "the rank follows the size of the change alone ('task-vector/brevity@1' was" in err) == (0, True)
+    code, _, err = engrain("export", "task-vector/brevity", "--format", "safetensors", "--out", tmp_path / "plain")
+    assert (code, "rank" in err) == (0, False)
+
+
+def test_what_is_broken_is_no_reason_for_another_rank(
+    engrain: Any, published: TaskVector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (IntegrityError("damaged"), PluginError("broken")):
+
+        def fail(*arguments: object, error: EngrainError = error) -> None:
+            raise error
+
+        monkeypatch.setattr("engrain.exporting.subjects_of", fail)
+        code, _, err = engrain("export", "brevity", "--format", "peft", "--out", tmp_path / "lora")
+        assert (code, str(error) in err) == (1 if isinstance(error, IntegrityError) else 2, True)
+    assert not (tmp_path / "lora").exists()
 
 
 def test_the_plain_export_is_the_task_vector_again(engrain: Any, published: TaskVector, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from engrain.cli.options import force_option, json_option
-from engrain.cli.output import print_json
+from engrain.cli.output import print_json, say
 from engrain.core.errors import OutputExistsError
 from engrain.plugins.export import Export
 from engrain.plugins.manager import Plugins
@@ -46,13 +46,18 @@ def export_command(
 
     store = Store()
     artifact = read_artifact(store, reference, kinds, format_name)
-    pairs = calibration_pairs(plugins, store, reference) if isinstance(artifact, TaskVector) and rank is None else ()
+    notes: list[str] = []
+    by_pairs = isinstance(artifact, TaskVector) and rank is None
+    pairs = calibration_pairs(plugins, store, reference, notes.append) if by_pairs else ()
     made_on = "demo" if artifact.fingerprint is None else artifact.fingerprint.source
 
     def open_model() -> SteerableModel:
         return load(model_name or made_on, plugins=plugins)
 
     said = write(Export(artifact, out, force, open_model, rank, pairs))
+    if "rank" in said:
+        for note in notes:
+            say(note)
     if as_json:
         print_json({"format": format_name, "out": str(out), "name": artifact.name, **said})
         return
