@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engrain.core.errors import EngrainError, InputError, IntegrityError
-from engrain.registry.blob import chunks, measure, read_now, reading, sync_folder
+from engrain.registry.blob import chunks, digest_of, measure, read_now, reading, sync_folder
 from engrain.registry.history import History
 from engrain.registry.journal import Chain, read_chain
 from engrain.registry.mark import ref_path, tombstone_path
 from engrain.registry.policy import protected_aliases
 from engrain.registry.reference import KINDS, NAME, Reference
-from engrain.registry.state import State, replay
+from engrain.registry.state import marks, replay
 from engrain.registry.store import Store
 from engrain.registry.tensors import SAFETENSORS_TYPE, check_header
 
@@ -123,7 +123,7 @@ def _rehash(store: Store, report: Report) -> Iterator[tuple[Path, str]]:
                 yield path, f"cannot be read ({error.strerror})"
                 continue
             report.files, report.size = report.files + 1, report.size + size
-            if digest != _digest(path):
+            if digest != digest_of(path):
                 yield path, "does not hold the bytes that its name says"
 
 
@@ -184,15 +184,7 @@ def _check_projections(store: Store, chain: Chain, report: Report) -> None:
         if not (store.root / "names" / kind / name).is_dir():
             path = store.history(kind, name).path
             report.problems.append(Problem(path, f"is missing; it has {len(lines)} versions"))
-    expected = {
-        ref_path(store.root, Reference.parse(alias)): track.record(alias)
-        for alias, track in state.tracks.items()
-        if track.stack
-    }
-    expected |= {stone: record for (stone, record) in _stones(store, state)}
-    found = {path for path in (store.root / "refs").glob("*/*/*")}
-    found |= {path for path in (store.root / "names").glob("*/*/tombstones/*")}
-    for path in sorted(found | expected.keys()):
+    for path, wanted in marks(state, store.root):
         if path in pending:
             continue
         try:
@@ -202,16 +194,10 @@ def _check_projections(store: Store, chain: Chain, report: Report) -> None:
             continue
         if raw is None:
             report.problems.append(Problem(path, "is missing"))
-        elif path not in expected:
+        elif wanted is None:
             report.problems.append(Problem(path, "is not in the journal"))
-        elif raw != expected[path]:
+        elif raw != wanted:
             report.problems.append(Problem(path, "is not what the journal says"))
-
-
-def _stones(store: Store, state: State) -> Iterator[tuple[Path, bytes]]:
-    for (what, number), record in state.tombstones.items():
-        kind, _, name = what.partition("/")
-        yield tombstone_path(store.history(kind, name).folder, number), record
 
 
 def _pending(store: Store, chain: Chain) -> set[Path]:
@@ -285,9 +271,9 @@ def _check_versions(store: Store, damaged: dict[Path, str], report: Report) -> N
                 elif not path.exists():
                     missing.setdefault(path, []).append(reference)
     for path, what in damaged.items():
-        report.problems.append(Problem(path, what, _digest(path), tuple(uses[path])))
+        report.problems.append(Problem(path, what, digest_of(path), tuple(uses[path])))
     for path, references in missing.items():
-        report.problems.append(Problem(path, "is missing", _digest(path), tuple(references)))
+        report.problems.append(Problem(path, "is missing", digest_of(path), tuple(references)))
 
 
 def _lines(history: History) -> list[bytes]:
@@ -320,10 +306,6 @@ def _blobs(
                 report.problems.append(Problem(blob, str(error), None, (reference,)))
 
 
-def _digest(path: Path) -> str:
-    return f"sha256:{path.parent.name}{path.name}"
-
-
 def _quarantine(store: Store, damaged: dict[Path, str], report: Report) -> None:
     try:
         with store.writing() as journal:
@@ -338,7 +320,7 @@ def _quarantine(store: Store, damaged: dict[Path, str], report: Report) -> None:
 
 def _is_right(path: Path) -> bool:
     try:
-        return measure(chunks(path))[0] == _digest(path)
+        return measure(chunks(path))[0] == digest_of(path)
     except FileNotFoundError:
         return True
     except OSError:

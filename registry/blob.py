@@ -24,6 +24,11 @@ def fan_out(folder: Path, digest: str) -> Path:
     return folder / "sha256" / digest[7:9] / digest[9:]
 
 
+def digest_of(path: Path) -> str:
+    """Return the digest that `fan_out` made a path of; ``digest_of(fan_out(folder, digest)) == digest``."""
+    return f"sha256:{path.parent.name}{path.name}"
+
+
 def sha256(raw: bytes) -> str:
     """Return the digest of ``raw``, ``sha256:<64 hex>``."""
     return "sha256:" + hashlib.sha256(raw).hexdigest()

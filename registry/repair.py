@@ -10,11 +10,11 @@ from engrain.registry.audit import Problem, disk_names, set_aside
 from engrain.registry.blob import make_folder, read_now, replace, write_pieces
 from engrain.registry.event import REPAIR
 from engrain.registry.journal import read_chain
-from engrain.registry.mark import Target, check_stone, ref_path, tombstone_path
+from engrain.registry.mark import Target, check_stone
 from engrain.registry.recovery import settle
 from engrain.registry.reference import Reference
 from engrain.registry.sealed import unseal
-from engrain.registry.state import State, replay
+from engrain.registry.state import State, marks, replay
 from engrain.registry.store import Store, writing_to
 
 # Returns the pieces of what has a key like ``objects/sha256/ab/cdef...``, or None where there is no such thing.
@@ -102,18 +102,8 @@ def _lines(store: Store, name: str, expected: list[bytes], adopted: dict[str, An
 
 def _marks(store: Store, state: State, adopted: dict[str, Any]) -> list[str]:
     """Write aliases and tombstones from the journal; intact ones that it does not know, or not yet, are adopted."""
-    expected = {
-        ref_path(store.root, Reference.parse(alias)): track.record(alias)
-        for alias, track in state.tracks.items()
-        if track.stack
-    }
-    for (what, number), record in state.tombstones.items():
-        kind, _, name = what.partition("/")
-        expected[tombstone_path(store.history(kind, name).folder, number)] = record
-    found = {*(store.root / "refs").glob("*/*/*"), *(store.root / "names").glob("*/*/tombstones/*")}
     done = []
-    for path in sorted(found | expected.keys()):
-        wanted = expected.get(path)
+    for path, wanted in marks(state, store.root):
         if (raw := _read(path)) is not None and raw == wanted:
             continue
         fields = _intact(raw, path)

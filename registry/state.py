@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import rfc8785
 
 from engrain.core.errors import InputError
 from engrain.registry.event import Event
-from engrain.registry.mark import Target, ref_record, tombstone_record
+from engrain.registry.mark import Target, ref_path, ref_record, tombstone_path, tombstone_record
+from engrain.registry.reference import Reference
 from engrain.registry.sealed import seal
 
 _MAX_LOST = 1_000_000  # versions between two events: a number made up may not take all memory
@@ -60,6 +62,24 @@ def replay(settled: Iterable[Event]) -> State:
         except (AttributeError, InputError, KeyError, TypeError, ValueError):
             continue
     return state
+
+
+def marks(state: State, root: Path) -> list[tuple[Path, bytes | None]]:
+    """Return where an alias or a tombstone is or has to be, sorted, with what the file must hold; None: nothing.
+
+    Raises:
+        InputError: the journal names something that cannot be in a registry.
+    """
+    expected = {
+        ref_path(root, Reference.parse(alias)): track.record(alias)
+        for alias, track in state.tracks.items()
+        if track.stack
+    }
+    for (what, number), record in state.tombstones.items():
+        name = Reference.parse(what)
+        expected[tombstone_path(root / "names" / name.kind / name.name, number)] = record
+    found = {*(root / "refs").glob("*/*/*"), *(root / "names").glob("*/*/tombstones/*")}
+    return [(path, expected.get(path)) for path in sorted(found | expected.keys())]
 
 
 def _apply(state: State, event: Event) -> None:

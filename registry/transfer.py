@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engrain.core.errors import ConflictError, InputError, IntegrityError, PolicyError, UnknownNameError
 from engrain.registry.alias import move_alias
-from engrain.registry.blob import chunks, is_whole, make_folder, measure, write_pieces
+from engrain.registry.blob import chunks, digest_of, is_whole, make_folder, measure, write_pieces
 from engrain.registry.delete import bury
 from engrain.registry.journal import read_chain
 from engrain.registry.manifest import LINE_MEMBERS, TITLE_KEY, VersionLine
@@ -147,7 +147,7 @@ def _send(store: Store, remote: Remote, path: Path, size: int, there: dict[str, 
             raise IntegrityError(f"'{remote.where}' has '{key}' with {there[key]} bytes, not {size}. Remove it there.")
         done.present += 1
         return
-    digest = f"sha256:{path.parent.name}{path.name}"
+    digest = digest_of(path)
     if not is_whole(path, size) or measure(chunks(path))[0] != digest:
         raise IntegrityError(f"'{path}' is damaged and was not sent. Mend it first: engrain registry verify --repair.")
     remote.put(key, path)
@@ -289,7 +289,7 @@ def _fetch(store: Store, remote: Remote, path: Path, size: int | None, done: Tra
     if pieces is None:
         return False
     pieces = _at_most(_SMALL if size is None else size, pieces, f"'{key}' in '{remote.where}'")
-    digest = f"sha256:{path.parent.name}{path.name}"
+    digest = digest_of(path)
     with writing_to(store.root):
         store.make_rooms()
         make_folder(path.parent)

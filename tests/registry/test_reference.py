@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from brevity import overwrite
 from engrain.core.errors import EngrainError, InputError, IntegrityError, UnknownNameError
-from engrain.registry.blob import fan_out, sha256
+from engrain.registry.blob import digest_of, fan_out, sha256
 from engrain.registry.manifest import Parent, VersionLine, canonical, check_manifest, describe, frame, parse_object
 from engrain.registry.reference import KINDS, Reference, locate
 from engrain.registry.store import Store, Version
@@ -220,6 +220,10 @@ def test_a_value_that_json_cannot_hold_is_refused(value: object) -> None:
 def test_a_digest_that_is_a_path_is_refused(digest: str) -> None:
     with pytest.raises(InputError, match="64 hex digits"):
         fan_out(Path("objects"), digest)
+
+
+def test_a_path_made_of_a_digest_gives_it_back() -> None:
+    assert digest_of(fan_out(Path("objects"), DIGEST)) == DIGEST
 
 
 def test_only_regular_files_are_taken_in(tmp_path: Path) -> None:
