@@ -1,7 +1,7 @@
 """Replies of a model to conversations, several at a time, as text or as a stream of it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from engrain.core.errors import InputError
 from engrain.core.model import Conversation, SteerableModel
 
 OnText = Callable[[str], None]
+
+# Rows of one batch; a reply's padding costs as much as its words.
+AT_ONCE = 24
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,29 @@ def generate(
         )
     replies = model.tokenizer.batch_decode(found[:, tokens.shape[1] :], skip_special_tokens=True)
     return [reply.strip() for reply in replies]
+
+
+def generate_all(
+    model: SteerableModel,
+    conversations: Sequence[Conversation],
+    sampling: Sampling,
+    progress: Callable[[int], None] | None = None,
+) -> list[str]:
+    """Return a reply to each of many conversations, ``AT_ONCE`` rows at a time, drawn from seeds one after the other.
+
+    Args:
+        model: the model.
+        conversations: any number of them.
+        sampling: how tokens are chosen.
+        progress: called with the number of replies made since the last call.
+    """
+    made: list[str] = []
+    for first in range(0, len(conversations), AT_ONCE):
+        chunk = conversations[first : first + AT_ONCE]
+        made += generate(model, chunk, replace(sampling, seed=sampling.seed + first))
+        if progress is not None:
+            progress(len(chunk))
+    return made
 
 
 def _pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 from engrain.core.change import Change
 from engrain.core.chat import encode_reply
 from engrain.core.fluency import Degeneration, fluency
-from engrain.core.generate import Sampling, generate
+from engrain.core.generate import Sampling, generate_all
 from engrain.core.judge import Exchange, Judge
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
@@ -18,8 +18,6 @@ from engrain.core.scoring import Progress
 
 # Long enough for a loop to show.
 REPLY_TOKENS = 128
-# Rows of one batch; a reply's padding costs as much as its words.
-_AT_ONCE = 24
 
 
 @dataclass(frozen=True)
@@ -54,18 +52,10 @@ class Replies:
         """
         sampling = Sampling(max_new_tokens=REPLY_TOKENS)
 
-        def side() -> tuple[str, ...]:
-            made: list[str] = []
-            for first in range(0, len(prompts), _AT_ONCE):
-                chunk = prompts[first : first + _AT_ONCE]
-                made += generate(model, chunk, sampling)
-                if progress is not None:
-                    progress(len(chunk))
-            return tuple(made)
-
-        base = side()
+        base = generate_all(model, prompts, sampling, progress)
         with edit():
-            return cls(tuple(prompts), base, side())
+            edited = generate_all(model, prompts, sampling, progress)
+        return cls(tuple(prompts), tuple(base), tuple(edited))
 
     @classmethod
     def from_json(cls, found: Sequence[dict[str, str]]) -> Self:

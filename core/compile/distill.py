@@ -14,7 +14,7 @@ from engrain.core.compile.bias import exact_biases
 from engrain.core.compile.checkpoint import Checkpoint
 from engrain.core.compile.compiler import Order, Progress, check_base
 from engrain.core.compile.corpus import Corpus
-from engrain.core.compile.correction import Gap, correct
+from engrain.core.compile.correction import RETAINING, RIDGE, Gap, correct
 from engrain.core.compile.delta import TrainableDelta, frozen
 from engrain.core.compile.entry import checkpointing
 from engrain.core.compile.lesson import Lesson
@@ -22,7 +22,7 @@ from engrain.core.compile.measure import Measure
 from engrain.core.compile.objective import Objective
 from engrain.core.compile.passage import Passage
 from engrain.core.compile.passes import MEMORY, Course, Edit
-from engrain.core.compile.rank1 import fit
+from engrain.core.compile.rank1 import writing
 from engrain.core.compile.student import LOOK, Student
 from engrain.core.compile.target import WRITERS, Matrix, choose_matrices, mlp_writer
 from engrain.core.errors import InputError
@@ -121,7 +121,8 @@ def _start(
     """Return the closed forms: ``rank1``, and what the blocks above make good of it."""
     corpus = order.texts(NAME)
     scope, retain = (Passage(model, texts, biases.layers[0]) for texts in (corpus.scope, corpus.retain))
-    made = fit(model, order, biases, scope, retain, progress)
+    made = writing(model, order, biases, scope, retain)(RETAINING, RIDGE)
+    progress("closed forms", 1)
     gaps = [Gap(scope, scope), Gap(retain, retain)]
     teachers: tuple[Edit, Edit] = (partial(model.steer, *order.actives), nullcontext)
     # The states of all texts behind a block are 90 MB of the demo model; those behind the one before are let go.
@@ -130,6 +131,7 @@ def _start(
         for at, teacher in enumerate(teachers):
             gaps[at] = gaps[at].onward(layer, teacher, partial(model.compiled, made))
         made = correct(model, made, layer, matrices, *gaps)
+        progress("closed forms", 1)
     return made
 
 

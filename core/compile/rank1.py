@@ -1,6 +1,6 @@
 """The backend ``rank1``: a vector written by a matrix where its input is what the behavior's replies put into it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -37,45 +37,13 @@ def compile_rank1(model: SteerableModel, order: Order, progress: Progress) -> Ta
     biases = exact_biases(model, order, NAME, "selective")
     corpus = order.texts(NAME)
     scope, retain = (Passage(model, texts, biases.layers[0]) for texts in (corpus.scope, corpus.retain))
-    return fit(model, order, biases, scope, retain, progress)
-
-
-def fit(
-    model: SteerableModel, order: Order, biases: TaskVector, scope: Passage, retain: Passage, progress: Progress
-) -> TaskVector:
-    """Return what ``compile_rank1`` does, from passages of the corpus up to the first of the blocks that are steered.
-
-    Args:
-        model: the base.
-        order: what is asked for, with a corpus.
-        biases: the vectors as ``exact_biases``.
-        scope: the corpus's texts in scope.
-        retain: its texts to be retained.
-        progress: called with each candidate.
-    """
-    corpus, last = order.texts(NAME), biases.layers[-1]
+    write = writing(model, order, biases, scope, retain)
     teacher = partial(model.steer, *order.actives)
-    writers = dict(mlp_writer(model, layer) for layer in biases.layers)
-
-    def look(passage: Passage, number: int) -> Mapping[str, tuple[Tensor, Tensor]]:
-        inputs = passage.see(number, last, writers).inputs
-        return {name: (x, torch.ones_like(x[:, :1])) for name, x in inputs.items()}
-
-    with teacher():
-        inside = scope_moments(scope, partial(look, scope))
-    (outside,) = moments(retain, partial(look, retain), (tokens,))
-    # Where nothing is to be written.
-    outside = {name: (square, torch.zeros_like(mean)) for name, (square, mean) in outside.items()}
     measure = Measure(model, teacher, corpus.held_scope, corpus.held_retain, biases.layers[0])
     found: list[tuple[Closeness, float, float, TaskVector]] = []
     for mu in RETAINING:
         for ridge in RIDGE:
-            tensors = {}
-            for name, module in writers.items():
-                readout = solve(inside[name], outside[name], mu, ridge)[:, 0]
-                shift = biases.tensors[f"{name}.bias"].to(readout)
-                tensors[f"{name}.weight"] = oriented(module, torch.outer(shift, readout)).float()
-            made = TaskVector(order.name, tensors, model.fingerprint)
+            made = write(mu, ridge)
             found.append((measure.closeness(partial(model.compiled, made)), mu, ridge, made))
             progress(NAME, 1)
     closeness, mu, ridge, made = min(found, key=lambda one: one[0].loss)
@@ -87,3 +55,39 @@ def fit(
         "corpus": corpus.digest,
     }
     return TaskVector(order.name, made.tensors, model.fingerprint, order.origin(NAME, **chosen))
+
+
+def writing(
+    model: SteerableModel, order: Order, biases: TaskVector, scope: Passage, retain: Passage
+) -> Callable[[float, float], TaskVector]:
+    """Return what gives the dW of ``compile_rank1`` for a weight mu of the retained texts and a ridge.
+
+    Args:
+        model: the base.
+        order: what is asked for.
+        biases: the vectors as ``exact_biases``.
+        scope: texts in scope, up to the first of the blocks that are steered.
+        retain: texts to be retained, likewise.
+    """
+    last = biases.layers[-1]
+    writers = dict(mlp_writer(model, layer) for layer in biases.layers)
+
+    def look(passage: Passage, number: int) -> Mapping[str, tuple[Tensor, Tensor]]:
+        inputs = passage.see(number, last, writers).inputs
+        return {name: (x, torch.ones_like(x[:, :1])) for name, x in inputs.items()}
+
+    with model.steer(*order.actives):
+        inside = scope_moments(scope, partial(look, scope))
+    (outside,) = moments(retain, partial(look, retain), (tokens,))
+    # Where nothing is to be written.
+    outside = {name: (square, torch.zeros_like(mean)) for name, (square, mean) in outside.items()}
+
+    def write(mu: float, ridge: float) -> TaskVector:
+        tensors = {}
+        for name, module in writers.items():
+            readout = solve(inside[name], outside[name], mu, ridge)[:, 0]
+            shift = biases.tensors[f"{name}.bias"].to(readout)
+            tensors[f"{name}.weight"] = oriented(module, torch.outer(shift, readout)).float()
+        return TaskVector(order.name, tensors, model.fingerprint)
+
+    return write

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from engrain.core.chat import encode_reply
 from engrain.core.compile.passes import Edit
 from engrain.core.fluency import fluency
-from engrain.core.generate import Sampling, generate
+from engrain.core.generate import Sampling, generate_all
 from engrain.core.model import Conversation, SteerableModel
 from engrain.core.packing import Encoded
 
 # What is more repetitive or less likely under the base than this teaches how to break, not how to behave.
 _REPEATED = 0.3
 _SURPRISE = math.log(50)
-# Rows of one batch.
-_AT_ONCE = 24
 
 
 @dataclass(frozen=True)
@@ -53,14 +51,8 @@ def sample_trajectories(
     Returns:
         Those replies that have a token, are not repetitive, and have a perplexity of 50 at most under the base.
     """
-    replies: list[str] = []
-    for first in range(0, len(prompts), _AT_ONCE):
-        chunk = prompts[first : first + _AT_ONCE]
-        sampling = Sampling(tokens, temperature=1.0, top_p=0.95, seed=seed + first)
-        with teacher():
-            replies += generate(model, chunk, sampling)
-        if progress is not None:
-            progress(len(chunk))
+    with teacher():
+        replies = generate_all(model, prompts, Sampling(tokens, temperature=1.0, top_p=0.95, seed=seed), progress)
     found = [
         Trajectory(number, Encoded(model.render(prompt), tuple(encode_reply(model.tokenizer, reply))))
         for number, (prompt, reply) in enumerate(zip(prompts, replies, strict=True))

@@ -12,6 +12,7 @@ from engrain.core.compile.corpus import RETAIN, Corpus
 from engrain.core.compile.trajectories import sample_trajectories
 from engrain.core.composition import Active
 from engrain.core.contrast import ContrastPair, Message, Split, split_of
+from engrain.core.generate import AT_ONCE
 from engrain.core.model import SteerableModel
 from engrain.core.neutral import read_neutral
 from engrain.core.packing import Encoded
@@ -25,8 +26,6 @@ Messages = tuple[Message, ...]
 _CONVERSATIONS: dict[Split, int] = {"train": 128, "calibration": 16}
 # How many texts are held out of what else is in scope, and of what is not: training looks at them all the time.
 _HELD, _HELD_RETAIN = 16, 32
-# Rows of one batch; what was sampled is kept after each.
-_AT_ONCE = 24
 
 
 def gather_corpus(
@@ -127,8 +126,9 @@ def _sample(
 ) -> list[Encoded]:
     teacher = partial(model.steer, *actives)
     found: list[Encoded] = []
-    for first in range(0, len(conversations), _AT_ONCE):
-        chunk = conversations[first : first + _AT_ONCE]
+    # What was sampled is kept after each batch.
+    for first in range(0, len(conversations), AT_ONCE):
+        chunk = conversations[first : first + AT_ONCE]
 
         def work(first: int = first, chunk: Sequence[Messages] = chunk) -> list[list[object]]:
             made = sample_trajectories(model, chunk, teacher, seed=seed + first)

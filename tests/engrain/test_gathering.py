@@ -27,7 +27,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model finds everything unlikely, its own replies too; and few replies are enough here."""
     monkeypatch.setattr(trajectories, "_SURPRISE", float("inf"))
     monkeypatch.setattr(gathering, "_CONVERSATIONS", {"train": 12, "calibration": 5})
-    monkeypatch.setattr(gathering, "_AT_ONCE", 4)
+    monkeypatch.setattr(gathering, "AT_ONCE", 4)
 
 
 def active(strength: float = 1.0, layer: int = 1) -> Active:

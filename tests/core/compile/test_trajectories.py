@@ -51,6 +51,7 @@ def test_what_the_base_finds_unlikely_is_left_out(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_repeats_itself_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trajectories, "generate", lambda model, prompts, sampling: ["la la la la la la", "", "A word."])
+    said = ["la la la la la la", "", "A word."]
+    monkeypatch.setattr(trajectories, "generate_all", lambda model, prompts, sampling, progress: said)
     model = tiny()
     assert [one.number for one in sample_trajectories(model, PROMPTS[:3], model.steer)] == [2]
