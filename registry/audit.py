@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engrain.core.errors import EngrainError, InputError, IntegrityError
+from engrain.core.names import NAME
 from engrain.registry.blob import chunks, digest_of, measure, read_now, reading, sync_folder
 from engrain.registry.history import History
 from engrain.registry.journal import Chain, read_chain
 from engrain.registry.mark import ref_path, tombstone_path
 from engrain.registry.policy import protected_aliases
-from engrain.registry.reference import KINDS, NAME, Reference
+from engrain.registry.reference import KINDS, Reference
 from engrain.registry.state import marks, replay
 from engrain.registry.store import Store
 from engrain.registry.tensors import SAFETENSORS_TYPE, check_header

@@ -11,8 +11,9 @@ from typing import Any
 import rfc8785
 
 from engrain.core.errors import InputError, IntegrityError
+from engrain.core.names import NAME
 from engrain.registry.blob import MEND, content, measure
-from engrain.registry.reference import NAME, check_digest
+from engrain.registry.reference import check_digest
 from engrain.registry.sealed import unseal
 
 _REBUILD = "Rebuild it from the journal: engrain registry verify --repair."

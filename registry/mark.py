@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from engrain.core.errors import InputError, IntegrityError
+from engrain.core.names import NAME
 from engrain.registry.blob import read_now, reading
-from engrain.registry.reference import NAME, Reference, check_digest
+from engrain.registry.reference import Reference, check_digest
 from engrain.registry.sealed import seal, unseal
 
 _MEND = "The versions are safe. Write it again from the journal: engrain registry verify --repair."

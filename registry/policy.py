@@ -8,9 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from engrain.core.errors import EngrainError, IntegrityError, PolicyError, UnknownNameError
+from engrain.core.names import NAME
 from engrain.registry.blob import read_now
 from engrain.registry.manifest import parents_of, parse_object
-from engrain.registry.reference import NAME, Reference
+from engrain.registry.reference import Reference
 from engrain.registry.store import Store, Version
 
 PROTECTED = ("production", "stable")

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from engrain.core.errors import InputError, UnknownNameError
 from engrain.core.header import PICKLE_ENDINGS
-from engrain.core.names import MANIFEST
+from engrain.core.names import MANIFEST, NAME
 
 KINDS = ("vector", "task-vector", "verdict", "dataset", "profile")
 # The command whose work is published as the kind, where there is one.
 MADE_BY = {"vector": "extract", "task-vector": "compile", "verdict": "verify", "dataset": "extract"}
-NAME = re.compile(r"[a-z][a-z0-9_-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,14}")  # 15 digits: every such number is exact in JSON (below 2**53)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _FILE_ENDINGS = (".safetensors", *PICKLE_ENDINGS)

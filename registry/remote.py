@@ -21,13 +21,14 @@ from typing import Protocol
 from filelock import FileLock
 
 from engrain.core.errors import InputError
+from engrain.core.names import NAME
 from engrain.registry.blob import chunks, content, create, make_folder, read_now, replace
 
 _HEX = r"sha256/[0-9a-f]{2}/[0-9a-f]{62}"
-_NAME = r"[a-z-]+/[a-z][a-z0-9_-]{0,127}"
+_NAME = rf"[a-z-]+/{NAME.pattern}"
 KEY = re.compile(
     rf"(?:objects|manifests)/{_HEX}|names/{_NAME}/(?:versions|tombstones)/[1-9][0-9]{{0,14}}"
-    rf"|refs/{_NAME}/[a-z][a-z0-9_-]{{0,127}}|check/[0-9a-f]{{32}}"
+    rf"|refs/{_NAME}/{NAME.pattern}|check/[0-9a-f]{{32}}"
 )
 
 

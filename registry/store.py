@@ -38,6 +38,7 @@ import platformdirs
 from filelock import FileLock
 
 from engrain.core.errors import InputError, IntegrityError, UnknownNameError
+from engrain.core.names import NAME
 from engrain.registry.blob import (
     MEND,
     fan_out,
@@ -58,7 +59,7 @@ from engrain.registry.mark import Ref, aliases, read_ref, read_tombstone, tombst
 from engrain.registry.package import Package, pack
 from engrain.registry.provenance import Provenance
 from engrain.registry.recovery import settle, write_registry_file
-from engrain.registry.reference import KINDS, MADE_BY, NAME, Reference, check_kind
+from engrain.registry.reference import KINDS, MADE_BY, Reference, check_kind
 from engrain.registry.version import Version
 
 __all__ = ["Parent", "Store", "Version", "default_root"]
