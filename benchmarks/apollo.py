@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from benchmarks.measure import SideError, alternate, show, spread, write
+from benchmarks.measure import SideError, alternate, show, spread, state_bytes, write
 from benchmarks.peer import DEFAULT_PYTHON, Peer
 from engrain.core.apollo import Apollo
 
@@ -56,12 +56,6 @@ def stepper(optimizer: torch.optim.Optimizer) -> Callable[[], float]:
         return time.perf_counter() - start
 
     return step
-
-
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Return the bytes of every tensor that the optimizer keeps."""
-    kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 
 def distance(shape: tuple[int, int], kind: dict[str, Any]) -> float:

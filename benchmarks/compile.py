@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from benchmarks.measure import show, spread, write
+from benchmarks.measure import show, spread, state_bytes, write
 from engrain.core.compile.compiler import Order, Spec
 from engrain.core.compile.prove import prove
 from engrain.core.compile.recipe import OPTIMIZERS, Recipe
@@ -31,7 +31,7 @@ HEADLINE = "distill, apollo"
 SIDES = {"bias": "bias", "rank1": "rank1", **{f"distill, {name}": "distill" for name in OPTIMIZERS}}
 
 
-def state_bytes(recipe: Recipe) -> int:
+def kept_bytes(recipe: Recipe) -> int:
     """Return the bytes that an optimizer keeps of the trained matrices."""
     import torch
 
@@ -40,8 +40,7 @@ def state_bytes(recipe: Recipe) -> int:
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
-    kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+    return state_bytes(optimizer)
 
 
 def measure(plugins: Plugins, behavior: str, sides: list[str], seeds: list[int]) -> dict[str, list[dict[str, Any]]]:
@@ -68,7 +67,7 @@ def measure(plugins: Plugins, behavior: str, sides: list[str], seeds: list[int])
                 "recovered_ci95": proof.compiled.recovered.ci95,
                 "kl_recovered": proof.compiled.kl_recovered.value,
                 **{f"drift_{kind}": drift.ratio for kind, drift in proof.compiled.drift.items()},
-                "state_bytes": state_bytes(recipe) if backend == "distill" else 0,
+                "state_bytes": kept_bytes(recipe) if backend == "distill" else 0,
                 "seconds": seconds,
                 "seed": seed,
                 "curve": [asdict(point) for point in proof.scales],

@@ -9,13 +9,24 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 RESULTS = Path(__file__).parent / "results"
 
 
 class SideError(Exception):
     """A side of a comparison that does not run here; the message is the reason, in one line."""
+
+
+def state_bytes(optimizer: "Optimizer") -> int:
+    """Return the bytes of every tensor that an optimizer keeps."""
+    import torch
+
+    kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 
 def machine() -> dict[str, Any]:

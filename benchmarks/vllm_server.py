@@ -199,9 +199,7 @@ def made_up(drawn: random.Random) -> Any:
         kinds: list[Any] = [
             lambda: drawn.choice([0, -1, 1.5, 1e308, -1e-308, 2**62, 10**12]),
             lambda: "".join(drawn.choices(string.printable + "é\u202e\U0001f600", k=drawn.randrange(20))),
-            lambda: drawn.choice(
-                ["a", "b=1", "a=nan", "a=1e999", "none", "vector/a@1", "vector/a@99", "profile/x", "a=0.1,b=-0.2"]
-            ),
+            lambda: drawn.choice(NEAR),
             lambda: [value(depth + 1) for _ in range(drawn.randrange(4))] if depth < 6 else 0,
             lambda: json.dumps({drawn.choice("xyz"): entry(depth) for _ in range(drawn.randrange(3))}),
             lambda: "x" * drawn.choice([1000, 20_000, 200_000]) if drawn.random() < 0.05 else "x",

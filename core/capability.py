@@ -11,7 +11,7 @@ from engrain.core.capture import PackRunner
 from engrain.core.errors import DataError
 from engrain.core.files import read_json_lines
 from engrain.core.model import SteerableModel
-from engrain.core.scoring import Progress, reply_means
+from engrain.core.scoring import reply_means
 
 # 140 questions of ten subjects, easy enough for small models to know about half; written for this.
 SHIPPED = Path(__file__).parent / "data" / "capability.jsonl"
@@ -60,18 +60,17 @@ def read_questions(path: Path = SHIPPED) -> list[Question]:
     return found
 
 
-def answered(model: SteerableModel, questions: Sequence[Question], progress: Progress | None = None) -> Tensor:
+def answered(model: SteerableModel, questions: Sequence[Question]) -> Tensor:
     """Return which questions the model answers right: the right choice has the highest log-probability per token.
 
     Args:
         model: the model, with whatever edit is on it.
         questions: the questions.
-        progress: called with the number of choices scored since the last call.
 
     Returns:
         Booleans [questions].
     """
     sequences = [model.encode(one.question, choice) for one in questions for choice in one.choices]
-    scores = reply_means(PackRunner(model, sequences), sequences, progress=progress)
+    scores = reply_means(PackRunner(model, sequences), sequences)
     of_each = scores.split([len(one.choices) for one in questions])
     return torch.tensor([int(own.argmax()) == one.answer for own, one in zip(of_each, questions, strict=True)])

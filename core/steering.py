@@ -80,12 +80,6 @@ class Steering:
         """What is on the model, in the order it was added."""
         return tuple(self._handles)
 
-    @property
-    def first_layer(self) -> int | None:
-        """The first block at which anything acts, or None."""
-        acting = [layer for handle in self._handles for layer in handle.active.layers if _acts(handle)]
-        return min(acting, default=None)
-
     def add(self, active: Active, row: int | None = None) -> SteeringHandle:
         """Put a vector on the model, on every row of a batch or on one.
 

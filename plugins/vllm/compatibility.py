@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engrain.core.errors import InputError
+from engrain.plugins.vllm.settings import VARIABLE
 
 SUPPORTED = "0.32"
 
@@ -52,7 +53,7 @@ class PatchPoint:
             raise InputError(f"{self.module}.{self.name} of this vLLM takes no {', '.join(missing)}; {_MEND}")
 
 
-_MEND = f"engrain steers vLLM {SUPPORTED}.*; install that version, or start without {'ENGRAIN_VLLM'}."
+_MEND = f"engrain steers vLLM {SUPPORTED}.*; install that version, or start without {VARIABLE}."
 
 CONFIGURE = PatchPoint("vllm.engine.arg_utils", "EngineArgs.create_engine_config", ("self",))
 ADMIT = PatchPoint("vllm.v1.engine.input_processor", "InputProcessor.process_inputs", ("self", "params"))

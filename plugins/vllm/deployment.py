@@ -220,9 +220,12 @@ class Deployment:
         """Write into the journal for each alias that moved."""
         versions = {edit["name"]: _number(edit) for edit in before}
         for edit in after:
-            alias = locate(str(self._entries[edit["name"]].task_vector), "task-vector")
-            if isinstance(alias, Reference) and alias.alias is not None and versions.get(edit["name"]) != _number(edit):
-                note_served(self._store, alias, versions.get(edit["name"]), _number(edit) or 1, problem)
+            alias, number = locate(str(self._entries[edit["name"]].task_vector), "task-vector"), _number(edit)
+            if not isinstance(alias, Reference) or alias.alias is None:
+                continue
+            # What an alias leads to has a number.
+            if number is not None and number != versions.get(edit["name"]):
+                note_served(self._store, alias, versions.get(edit["name"]), number, problem)
 
 
 def _number(edit: Edit) -> int | None:
