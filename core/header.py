@@ -6,11 +6,18 @@ from typing import Any
 from engrain.core.errors import VectorError
 from engrain.core.files import parse_object
 
-# Files that are pickles, or that may be one.
-PICKLE_ENDINGS = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+# What pickles are called. A .bin may be one and may be anything else: its bytes say.
+PICKLE_ENDINGS = (".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 # A vector of 200 layers has a header of 20 kB, a task vector of a thousand matrices one of 150 kB; a header of
 # megabytes is an attack or another kind of file.
 MAX_HEADER = 1 << 20
+
+
+def is_pickle(start: bytes) -> bool:
+    """Return whether a file is a pickle, or an archive as torch puts one into, by its first 8 bytes or more."""
+    # A bare pickle starts with its protocol and goes on with an opcode, where the length of a safetensors header has
+    # zeros.
+    return start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] <= b"\x05" and any(start[2:8]))
 
 
 def read_header(start: bytes, size: int, source: str) -> dict[str, Any]:
@@ -25,9 +32,7 @@ def read_header(start: bytes, size: int, source: str) -> dict[str, Any]:
         VectorError: a pickle, or a torn or oversized header.
         DataError: the header is not JSON.
     """
-    # A torch file is a zip archive; a bare pickle starts with its protocol and goes on with an opcode, where the
-    # length of a safetensors header has zeros.
-    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] <= b"\x05" and any(start[2:8])):
+    if is_pickle(start):
         raise VectorError(
             f"'{source}' is a pickle (.pt, .pth, .pkl), which can run code when it is read; "
             f"engrain reads safetensors only. Save it with safetensors.torch.save_file where you trust it."

@@ -9,6 +9,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from engrain.core.errors import ModelError
+from engrain.core.header import PICKLE_ENDINGS
 from engrain.core.quiet import quiet_transformers
 from engrain.plugins.source import ModelFiles
 from engrain.plugins.spec import RegisterModelSource, hookimpl
@@ -96,7 +97,7 @@ def check_weights(folder: Path, name: str) -> None:
     """
     if any(folder.glob("*.safetensors")):
         return
-    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    pickled = sorted(path.name for path in folder.iterdir() if path.name.endswith((".bin", *PICKLE_ENDINGS)))
     if pickled:
         raise ModelError(
             f"'{name}' holds its weights as a pickle ({pickled[0]}), which is never loaded; convert it to safetensors."

@@ -14,7 +14,7 @@ from engrain.registry.policy import protected_aliases
 from engrain.registry.reference import KINDS, Reference
 from engrain.registry.state import marks, replay
 from engrain.registry.store import Store
-from engrain.registry.tensors import SAFETENSORS_TYPE, check_header
+from engrain.registry.tensors import SAFETENSORS_TYPE, check_tensors
 
 _TURNS = 20  # more looks at a registry that is written to all the time would not end
 
@@ -302,7 +302,7 @@ def _blobs(
             report.problems.append(Problem(path, f"gives a wrong size for {layer['digest']}", None, (reference,)))
         if layer["mediaType"] == SAFETENSORS_TYPE:
             try:
-                check_header(blob, f"'{blob}'")
+                check_tensors(blob, f"'{blob}'")
             except InputError as error:
                 report.problems.append(Problem(blob, str(error), None, (reference,)))
 

@@ -19,7 +19,7 @@ from engrain.registry.manifest import (
     frame,
 )
 from engrain.registry.reference import Reference
-from engrain.registry.tensors import SAFETENSORS_TYPE, check_header, refuse_pickle
+from engrain.registry.tensors import SAFETENSORS_TYPE, check_tensors, refuse_pickle
 
 _STATEMENT_TYPE = "application/vnd.in-toto+json"
 
@@ -72,7 +72,7 @@ def pack(
         where = f"'{what}', file '{title}'"
         refuse_pickle(title, files[title], where)
         if media_type == SAFETENSORS_TYPE:
-            check_header(files[title], where)
+            check_tensors(files[title], where)
         blobs.append((describe(files[title], media_type) | {"annotations": {TITLE_KEY: title}}, files[title]))
     if not files:
         blobs.append((describe(b"{}", EMPTY_TYPE), b"{}"))

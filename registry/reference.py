@@ -14,7 +14,7 @@ KINDS = ("vector", "task-vector", "verdict", "dataset", "profile")
 MADE_BY = {"vector": "extract", "task-vector": "compile", "verdict": "verify", "dataset": "extract"}
 _VERSION = re.compile(r"[1-9][0-9]{0,14}")  # 15 digits: every such number is exact in JSON (below 2**53)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_FILE_ENDINGS = (".safetensors", *PICKLE_ENDINGS)
+_FILE_ENDINGS = (".safetensors", ".bin", *PICKLE_ENDINGS)
 _GRAMMAR = "Write KIND/NAME, KIND/NAME@VERSION or KIND/NAME:ALIAS, for example vector/brevity@3."
 
 

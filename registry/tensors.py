@@ -6,27 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from engrain.core.errors import InputError
+from engrain.core.header import PICKLE_ENDINGS, is_pickle
 from engrain.registry.blob import content
 
 SAFETENSORS_TYPE = "application/vnd.safetensors"
 _MAX_HEADER = 100_000_000  # bytes: the limit of the safetensors library itself
-_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 _BITS = {"BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32}
 _BITS |= {"U64": 64, "I64": 64, "F64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "C64": 64}
 
 
 def refuse_pickle(title: str, source: bytes | Path, where: str) -> None:
-    """Refuse a file that is a pickle by its name or by its first bytes; it is never unpickled.
+    """Refuse a file that is a pickle, or an archive with one, by its name or its first bytes; it is never unpickled.
 
     Raises:
         InputError: it is one, or cannot be read.
     """
-    start = next(content(source), b"")[:2]
-    if title.endswith(_PICKLES) or (start[:1] == b"\x80" and start[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")):
-        raise InputError(f"{where} is a pickle, which runs code when it is read. Convert it to safetensors.")
+    if title.endswith(PICKLE_ENDINGS) or is_pickle(next(content(source), b"")):
+        raise InputError(
+            f"{where} is a pickle, or an archive as torch puts one into, which runs code when it is read. Convert it "
+            f"to safetensors."
+        )
 
 
-def check_header(source: bytes | Path, where: str) -> None:
+def check_tensors(source: bytes | Path, where: str) -> None:
     """Check the header of a safetensors file: its length, its dtypes and shapes, and offsets that fill the file.
 
     Raises:

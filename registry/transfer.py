@@ -20,7 +20,7 @@ from engrain.registry.remote import Remote
 from engrain.registry.sealed import unseal
 from engrain.registry.state import replay
 from engrain.registry.store import Store, writing_to
-from engrain.registry.tensors import SAFETENSORS_TYPE, check_header, refuse_pickle
+from engrain.registry.tensors import SAFETENSORS_TYPE, check_tensors, refuse_pickle
 
 _SMALL = 16 << 20  # bytes: no manifest, statement or record has as many
 _DAMAGED = "The remote's copy is damaged; nothing was taken from it. Push it again from a registry that has it."
@@ -275,7 +275,7 @@ def _take(store: Store, remote: Remote, line: VersionLine, kind: str, deleted: b
             where = f"'{layer['digest']}' in '{remote.where}'"
             refuse_pickle(layer.get("annotations", {}).get(TITLE_KEY, ""), blob, where)
             if layer["mediaType"] == SAFETENSORS_TYPE:
-                check_header(blob, where)
+                check_tensors(blob, where)
     if line.provenance is not None:
         _fetch(store, remote, store.object_path(line.provenance), None, done)
 

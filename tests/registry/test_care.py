@@ -1,5 +1,6 @@
 """Verify, repair, delete, gc, leases: nothing needed is ever removed, one bad item stops nothing else."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -297,6 +298,7 @@ def test_a_file_that_is_not_a_day_old_stays(store: Store) -> None:
     [
         ("x.pt", b"PK", "application/octet-stream"),
         ("x.bin", b"\x80\x04\x95", "application/octet-stream"),
+        ("x.bin", b"PK\x03\x04 and so on", "application/octet-stream"),
         ("x.safetensors", b"", "application/vnd.safetensors"),
         ("x.safetensors", b"\xff" * 16, "application/vnd.safetensors"),
         ("x.safetensors", b"\x02\0\0\0\0\0\0\0{}more", "application/vnd.safetensors"),
@@ -312,3 +314,11 @@ def test_a_pickle_or_a_torn_tensor_file_is_refused(store: Store, title: str, raw
     with pytest.raises(InputError, match="safetensors"):
         store.publish("vector", "new", config={}, files={title: raw}, media_types={title: media_type})
     assert store.names("vector") == ["brevity"]
+
+
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580])
+def test_a_header_as_long_as_a_pickle_begins_is_no_pickle(store: Store, length: int) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(length)
+    raw = length.to_bytes(8, "little") + header + b"abcd"
+    store.publish("vector", "new", config={}, files={"x": raw}, media_types={"x": "application/vnd.safetensors"})
+    assert store.resolve("vector/new").path("x").read_bytes() == raw
