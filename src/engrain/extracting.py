@@ -1,4 +1,4 @@
-"""The work behind ``engrain extract``, ``calibrate`` and ``evaluate``: behaviors, models and the registry together."""
+"""The work behind ``engrain extract`` and ``calibrate``: behaviors, models and the registry together."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace

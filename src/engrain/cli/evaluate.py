@@ -1,6 +1,5 @@
 """``engrain evaluate``: base against edited on held-out pairs and on neutral text."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from rich.table import Table
 from engrain.cli.options import json_option, judge_option, model_option
 from engrain.cli.output import describe_change, describe_judged, print_json, progress_bar, say
 from engrain.core.contrast import PairSet
-from engrain.core.errors import InputError, LayerError, StrengthError
+from engrain.core.errors import InputError
 from engrain.plugins.manager import Plugins
 
 
@@ -69,75 +68,36 @@ def evaluate_command(
     if pairs_file is not None and judge is not None:
         raise InputError("--judge scores free replies to a behavior's own scenarios; give a BEHAVIOR, not --pairs.")
 
-    from engrain.core.evaluate import evaluate
-    from engrain.core.neutral import read_neutral
-    from engrain.extracting import ensure_calibrated
+    from engrain.evaluating import Steered, evaluate_edits
     from engrain.loading import load
     from engrain.registry.store import Store
-    from engrain.registry.task_vectors import read_edits
-    from engrain.registry.vectors import read_vector
-    from engrain.steering import InUse
     from engrain.subject import Subject
-    from engrain.verifying import make_judge
 
     scorers = {name: plugins.scorer(name) for name in scores}
-    subject = None if behavior is None else Subject.of_behavior(plugins.behavior(behavior))
-    if judge is not None and subject is not None:
-        subject.check_prompts()
-    pairs = (
-        PairSet.read(pairs_file) if pairs_file is not None else plugins.behavior(str(behavior)).pairs().split("test")
-    )
+    on: Subject | PairSet
+    if pairs_file is not None:
+        on = PairSet.read(pairs_file)
+    else:
+        on = Subject.of_behavior(plugins.behavior(str(behavior)))
+        if judge is not None:
+            on.check_prompts()
+    doses = zip(layers or [None] * len(steered), strengths or [None] * len(steered), strict=True)
     model = load(model_name, plugins=plugins)
-    store = Store()
     with progress_bar() as bar:
-        edits = read_edits(model, store, ",".join(edited)) if edited else {}
-        if steered or edited:
-            vectors = [read_vector(store, where) for where in steered]
-        else:
-            assert subject is not None
-            steered = (f"vector/{behavior}",)
-            vectors = [ensure_calibrated(model, subject, plugins, store, bar, say)]
-        for vector, where in zip(vectors, steered, strict=True):
-            if vector.fingerprint is None:
-                say(f"note: '{where}' has no manifest, so it is not known whether it was made on this model.")
-            if vector.calibration is None and not layers:
-                raise LayerError(f"'{where}' has no calibration; give --layer and --strength for each --steer.")
-            if vector.calibration is None and not strengths:
-                raise StrengthError(f"'{where}' has no calibration; give --strength for each --steer.")
-        actives = [
-            model.activate(vector, layers[place] if layers else None, strengths[place] if strengths else None)
-            for place, vector in enumerate(vectors)
-        ]
-        # By number: one vector may be put on at two blocks.
-        in_use = InUse(dict(zip(map(str, range(len(actives))), actives, strict=True)), edits)
-        texts = read_neutral(model, neutral) if neutral is not None else read_neutral(model, split="test")
-        judging, prompts = None, tuple[str, ...]()
-        if judge is not None and subject is not None:
-            judging, prompts = make_judge(plugins, model, subject, judge), subject.prompts
-        tasks = {
-            "pairs": bar.add_task("pairs", total=2 * len(pairs)),
-            "neutral": bar.add_task("neutral text", total=len(texts)),
-            "scores": bar.add_task("scores", total=2 * len(pairs.ordinary) * len(scorers), visible=bool(scorers)),
-            "replies": bar.add_task("replies", total=2 * len(prompts), visible=bool(prompts)),
-            "judged replies": bar.add_task("judged replies", total=2 * len(prompts), visible=bool(prompts)),
-        }
-        found = evaluate(
+        result = evaluate_edits(
             model,
-            pairs,
-            texts,
-            partial(in_use.on, model),
+            on,
+            plugins,
+            Store(),
+            steered=[Steered(where, *dose) for where, dose in zip(steered, doses, strict=True)],
+            edited=edited,
+            neutral=neutral,
             scorers=scorers,
-            prompts=prompts,
-            judge=judging,
+            judge=judge,
             seed=seed,
-            progress=lambda what, done: bar.update(tasks[what], advance=done),
+            bar=bar,
+            say=say,
         )
-    steering = [
-        {"vector": where, "layers": list(active.layers), "strength": active.strength}
-        for where, active in zip(steered, actives, strict=True)
-    ]
-    task_vectors = [{"task_vector": where, "scale": edit.scale} for where, edit in edits.items()]
-    result = found.to_json() | {"steering": steering, "task_vectors": task_vectors}
     print_json(result) if as_json else _print(result)
 
 
