@@ -189,10 +189,11 @@ class Admission:
                     f"{source}: behaviors.{name}: a task vector changes the weights, which requests share; serve it "
                     f"with the server's profile, or export it as a LoRA adapter and name that as the model."
                 )
-            _vector_reference(str(entry.vector))
+        # With its kind, a name is never that of a file beside the server.
+        named = {name: str(_vector_reference(str(entry.vector))) for name, entry in profile.enabled.items()}
         # Each vector is looked up once, however many of the behaviors use it.
-        vectors = {str(entry.vector): self._vector(str(entry.vector)) for entry in profile.enabled.values()}
-        return {name: self._activate(vectors[str(entry.vector)], entry) for name, entry in profile.enabled.items()}
+        vectors = {where: self._vector(where) for where in set(named.values())}
+        return {name: self._activate(vectors[named[name]], entry) for name, entry in profile.enabled.items()}
 
     def _published(self, reference: Any) -> Profile:
         if not isinstance(reference, str):

@@ -137,6 +137,15 @@ def test_a_request_cannot_refer_to_anything_and_learns_nothing_of_the_environmen
     assert "hidden" not in str(refused.value)
 
 
+def test_no_request_reads_a_file_that_lies_beside_the_server(
+    admission: Admission, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "not_rushing").write_bytes(b"no vector")
+    for spec in ("not_rushing", {"x": {"vector": "not_rushing"}}):
+        assert doses(admission, {"engrain": spec}) == {"not_rushing1": 3.0}
+
+
 def test_a_mistyped_argument_is_refused_and_not_ignored(admission: Admission) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'engrain_positions'"):
         admission.admit({"engrain_position": "generated"})
