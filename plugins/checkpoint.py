@@ -1,6 +1,5 @@
 """A compiled model as a folder of its own, which loads as any other and needs nothing of engrain."""
 
-import copy
 import json
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +14,7 @@ from engrain.core.files import folder_atomically
 from engrain.core.model import SteerableModel
 from engrain.core.quiet import quiet_transformers
 from engrain.core.task_vector import TaskVector
+from engrain.plugins.unloaded import text_config, unloaded
 
 # Settings that give linear modules of the blocks a bias, each all of its modules in all blocks.
 _BIAS_SETTINGS = ("mlp_bias", "attention_bias")
@@ -39,38 +39,30 @@ def write_checkpoint(
         VectorError: it changes a bias, and the family has no setting for one.
         OutputExistsError: the folder exists and ``force`` is false.
     """
-    model.check_task_vector(task_vector)
-    before = model.edits.applied
-    try:
-        model.edits.set({task_vector.name: Applied(task_vector)})
-        with folder_atomically(out, "config.json", force=force) as draft, quiet_transformers():
-            fresh, settings = _fresh(model.hf, task_vector.name)
-            fresh.save_pretrained(draft)
-            model.tokenizer.save_pretrained(draft)
-            # For people; nothing reads it.
-            manifest = json.dumps(task_vector.manifest(), indent=2, sort_keys=True, allow_nan=False)
-            (draft / "engrain.json").write_text(manifest + "\n", encoding="utf-8")
-    finally:
-        model.edits.set(before)
+    with (
+        model.edited({task_vector.name: Applied(task_vector)}),
+        folder_atomically(out, "config.json", force=force) as draft,
+        quiet_transformers(),
+    ):
+        fresh, settings = _fresh(model.hf, task_vector.name)
+        fresh.save_pretrained(draft)
+        model.tokenizer.save_pretrained(draft)
+        # For people; nothing reads it.
+        manifest = json.dumps(task_vector.manifest(), indent=2, sort_keys=True, allow_nan=False)
+        (draft / "engrain.json").write_text(manifest + "\n", encoding="utf-8")
     return {"settings": settings}
 
 
 def _fresh(hf: PreTrainedModel, name: str) -> tuple[PreTrainedModel, list[str]]:
-    """Return a model of the same weights that was never loaded from anywhere, and what its configuration turned on.
+    """Return a model of the same weights that can be saved, and what its configuration turned on.
 
-    One that was read from GGUF refuses to be saved, and one with a bias put on it has a configuration without.
+    One with a bias put on it has a configuration without.
     """
     weights = hf.state_dict()
-    known = [setting for setting in _BIAS_SETTINGS if getattr(_text(hf.config), setting, None) is False]
+    known = [setting for setting in _BIAS_SETTINGS if getattr(text_config(hf.config), setting, None) is False]
     choices = [list(chosen) for count in range(len(known) + 1) for chosen in combinations(known, count)]
     for settings in choices:
-        config = copy.deepcopy(hf.config)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        for setting in settings:
-            setattr(_text(config), setting, True)
-        with torch.device("meta"):
-            fresh: PreTrainedModel = type(hf)(config)
+        fresh = unloaded(hf, settings)
         wanted = fresh.state_dict()
         if weights.keys() <= wanted.keys():
             # A setting gives a bias to more modules than were asked for; zeros there change nothing.
@@ -85,7 +77,3 @@ def _fresh(hf: PreTrainedModel, name: str) -> tuple[PreTrainedModel, list[str]]:
         f"bias there (Llama has mlp_bias; Mistral, Qwen, Gemma, OLMo and Phi have none), so that a saved model would "
         f"lose it. Compile it as matrices instead: --backend rank1 or distill."
     )
-
-
-def _text(config: Any) -> Any:
-    return config.get_text_config(decoder=True)

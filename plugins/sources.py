@@ -142,6 +142,8 @@ def _convert(path: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from engrain.plugins.unloaded import unloaded
+
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
         with quiet_transformers():
@@ -149,12 +151,8 @@ def _convert(path: Path, folder: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(**where)
     except (ImportError, KeyError, NotImplementedError, OSError, RuntimeError, ValueError) as error:
         raise ModelError(f"transformers cannot read '{path}': {' '.join(str(error).split())[:300]}") from error
-    # A model that came from GGUF refuses save_pretrained; one made afresh from its configuration does not.
-    config = type(model.config).from_dict(
-        {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
-    )
-    fresh = type(model)(config).float()
-    fresh.load_state_dict(model.state_dict())
+    fresh = unloaded(model)
+    fresh.load_state_dict(model.state_dict(), assign=True)
     fresh.tie_weights()
     with quiet_transformers():
         fresh.save_pretrained(folder)
