@@ -37,13 +37,13 @@ BELOW, ABOVE = 3, 2
 def compile_distill(model: SteerableModel, order: Order, progress: Progress) -> TaskVector:
     """Return deltas with which the model is like the steered one in scope and like the base on the retained texts.
 
-    Starts from ``rank1``, and from what the writers of the two blocks above can make good of it (``correct``), where
-    that is possible, and elsewhere from nothing with ``Recipe.from_nothing``. Trains the writers of the steered block,
-    of the three below it and of the two above where nothing else is ordered. The loss is that of ``Objective`` on
-    scope, plus ``recipe.retain`` times the same on retain, with hidden states compared at the steered block, in the
-    middle above it and at the last one. For the spec ``faithful`` the teacher is steered on retain as well. The closest
-    on the held-out texts is kept; training ends when three looks in a row are no better, or where the loss is no
-    number. ``origin`` has the curve and why it ended.
+    Starts from the readout of ``rank1``, and from what the writers of the two blocks above can make good of it
+    (``correct``), where that is possible, and elsewhere from nothing with ``Recipe.from_nothing``. Trains the writers
+    of the steered block, of the three below it and of the two above where nothing else is ordered. The loss is that of
+    ``Objective`` on scope, plus ``recipe.retain`` times the same on retain, with hidden states compared at the steered
+    block, in the middle above it and at the last one. For the spec ``faithful`` the teacher is steered on retain as
+    well. The closest on the held-out texts is kept; training ends when three looks in a row are no better, or where the
+    loss is no number. ``origin`` has the curve and why it ended.
 
     With a workspace it goes on where it was interrupted, and ends the same to the bit. On a model that is split among
     processes (``ranks.shard``) each of them learns from its share of a step's packs, and all return the same.
