@@ -41,7 +41,8 @@ def cells(result: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tu
         elif isinstance(value, dict):
             yield from cells(value, path)
         elif isinstance(value, list) and 1 <= len(value) <= SHOWN and all(isinstance(one, dict) for one in value):
-            yield from cells(dict(enumerate(value, 1)) if len(value) > 1 else value[0], path)
+            numbered = {str(place): one for place, one in enumerate(value, 1)}
+            yield from cells(numbered if len(value) > 1 else value[0], path)
         elif isinstance(value, list) and any(isinstance(one, (dict, list)) for one in value):
             yield ", ".join(path), f"{len(value)} entries"
         elif isinstance(value, list):

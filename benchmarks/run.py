@@ -1,6 +1,6 @@
 """Every measurement, one after the other: two torch processes at once would slow each other down.
 
-The behavior that is compiled is verified first, in a registry of its own (``benchmarks/.registry``), kept for next time.
+The behavior that is compiled is verified first, in a registry of its own, ``benchmarks/.registry``, which is kept.
 """
 
 import os
