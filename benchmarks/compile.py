@@ -2,20 +2,23 @@
 
 engrain verify BEHAVIOR && python -m benchmarks.compile BEHAVIOR --seeds 0 1 2
 
-All learn from the same gathered texts. Recovered, KL and drift are those of the proof: shares of what the vector does.
-Seconds are of the backend alone, state is what the optimizer keeps. The curve is effect against neutral KL at several
-scales; that of the bias is the vector's own. APOLLO, the default, is run with every seed, the others with the first.
+With one seed all learn from the same gathered texts; another seed samples other replies. Recovered, KL and drift are
+those of the proof: shares of what the vector does. Seconds are of the backend alone, state is what the optimizer keeps.
+The curve is effect against neutral KL at several scales; that of the bias is the vector's own. Attention is the share
+that replies pay to the user's last turn. APOLLO, the default, is run with every seed, the others with the first.
 """
 
 import argparse
 import time
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 from rich.progress import Progress
 
 from benchmarks.measure import show, spread, state_bytes, write
 from engrain.core.compile.compiler import Order, Spec
+from engrain.core.compile.corpus import Corpus
 from engrain.core.compile.prove import prove
 from engrain.core.compile.recipe import OPTIMIZERS, Recipe
 from engrain.gathering import gather_corpus
@@ -25,17 +28,19 @@ from engrain.registry.store import Store
 from engrain.source import find_source
 from engrain.verifying import JUDGE, held_out
 
-# The last matrix of a block's attention and of its MLP, in the demo model; six blocks of them are trained.
-MATRICES = [(576, 576), (576, 1536)] * 6
+# The last matrix of a block's attention and of its MLP, in the demo model, and what queries are made by; six blocks.
+WRITERS, QUERIES = [(576, 576), (576, 1536)] * 6, [(576, 576)] * 6
 HEADLINE = "distill, apollo"
-SIDES = {"bias": "bias", "rank1": "rank1", **{f"distill, {name}": "distill" for name in OPTIMIZERS}}
+# Only what the blocks attend with is trained.
+ATTENDING = "distill, q_proj"
+SIDES = ("bias", "rank1", *(f"distill, {name}" for name in OPTIMIZERS), ATTENDING)
 
 
-def kept_bytes(recipe: Recipe) -> int:
-    """Return the bytes that an optimizer keeps of the trained matrices."""
+def kept_bytes(recipe: Recipe, matrices: list[tuple[int, int]]) -> int:
+    """Return the bytes that an optimizer keeps of matrices of these shapes."""
     import torch
 
-    parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in MATRICES]
+    parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in matrices]
     optimizer = recipe.build(parameters, 0)
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
@@ -48,16 +53,21 @@ def measure(plugins: Plugins, behavior: str, sides: list[str], seeds: list[int])
     store, model = Store(), load("demo", plugins=plugins)
     source = find_source(plugins, store, behavior)
     active = source.activate(model)
-    with Progress() as bar:
-        corpus = gather_corpus(model, [source.subject], [active], seed=0, bar=bar, say=print)
+
+    @cache
+    def corpus(seed: int) -> Corpus:
+        with Progress() as bar:
+            return gather_corpus(model, [source.subject], [active], seed=seed, bar=bar, say=print)
+
     held = held_out(model, source.subject, plugins, JUDGE)
     found: dict[str, list[dict[str, Any]]] = {}
     for side in sides:
-        backend = SIDES[side]
+        backend, _, how = side.partition(", ")
         spec: Spec = plugins.spec_of(backend)
-        recipe = Recipe(side.removeprefix("distill, ")) if backend == "distill" else Recipe()
+        recipe = Recipe(how) if how in OPTIMIZERS else Recipe()
+        target = "q_proj" if side == ATTENDING else None
         for seed in seeds if side == HEADLINE else seeds[:1]:
-            order = Order(behavior, (active,), spec, corpus, seed=seed, recipe=recipe)
+            order = Order(behavior, (active,), spec, corpus(seed), target, seed=seed, recipe=recipe)
             start = time.perf_counter()
             made = plugins.compiler(backend)(model, order, lambda what, done: None)
             seconds = time.perf_counter() - start
@@ -67,9 +77,12 @@ def measure(plugins: Plugins, behavior: str, sides: list[str], seeds: list[int])
                 "recovered_ci95": proof.compiled.recovered.ci95,
                 "kl_recovered": proof.compiled.kl_recovered.value,
                 **{f"drift_{kind}": drift.ratio for kind, drift in proof.compiled.drift.items()},
-                "state_bytes": kept_bytes(recipe) if backend == "distill" else 0,
+                "state_bytes": kept_bytes(recipe, WRITERS if target is None else QUERIES)
+                if backend == "distill"
+                else 0,
                 "seconds": seconds,
                 "seed": seed,
+                "attention": dict(proof.attention),
                 "curve": [asdict(point) for point in proof.scales],
             }
             print(side, row, flush=True)
@@ -81,7 +94,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("behavior", nargs="?", default="listening")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     found = measure(build_manager(), options.behavior, options.sides, options.seeds)

@@ -31,6 +31,17 @@ numbers stand they are the median, the least and the most. What they mean, and w
 [speed](speed.md), [compile](compile.md), [vLLM](vllm.md).
 """
 
+LEFT_OUT = """## Not measured
+
+| peer | why |
+|---|---|
+| hotwire-vllm 0.1.2 | its operator is a Triton kernel and has no implementation on a CPU |
+| hidden-directions 0.1.6 | takes system prompts, not pairs of replies; one pass a text, as the literal loop |
+| pyvene 0.1.8, pyreft 0.1.0 | learn interventions by gradients; nothing to compare with a mean |
+| saklas 5.3.0 | a terminal application with an engine of its own, AGPL-3.0; not tried |
+| vllm-lens, EasySteer, AISteer360, IBM's activation-steering | no distribution of that name on PyPI |
+"""
+
 
 def cells(result: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
     """Yield every number of a result with the path that leads to it."""
@@ -113,7 +124,7 @@ def main() -> None:
         draw(results["growth"])
     if "compile-listening" in results:
         draw_dose(results["compile-listening"])
-    page = "\n".join([HEAD, *(section(name, result) for name, result in results.items())])
+    page = "\n".join([HEAD, *(section(name, result) for name, result in results.items()), LEFT_OUT])
     (DOCS / "benchmarks.md").write_text(page, encoding="utf-8")
 
 

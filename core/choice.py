@@ -10,12 +10,13 @@ from engrain.core.capture import PackRunner
 from engrain.core.contrast import ContrastPair, Message
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
-from engrain.core.scoring import Progress, reply_means
+from engrain.core.progress import Count
+from engrain.core.scoring import reply_means
 
 _QUESTION = "{prompt}\n\nWhich of these replies would you give?\n\n(A) {a}\n\n(B) {b}\n\nAnswer with A or B."
 
 
-def propensities(model: SteerableModel, pairs: Sequence[ContrastPair], progress: Progress | None = None) -> Tensor:
+def propensities(model: SteerableModel, pairs: Sequence[ContrastPair], progress: Count | None = None) -> Tensor:
     """Return how probable the letter of each pair's positive reply is, of the two letters.
 
     Each pair is asked in both orders and the two are averaged, so that a liking for a letter cancels.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,16 @@ class Active:
         check_operation(self.operation)
         for layer in self.layers:
             self.vector.at(layer)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return how the vector is used, without the vector; plain JSON."""
+        return {
+            "layers": list(self.layers),
+            "strength": self.strength,
+            "positions": self.positions,
+            "operation": self.operation,
+            "preserve_norm": self.preserve_norm,
+        }
 
 
 def check_strength(strength: float, name: str) -> float:

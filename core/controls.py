@@ -12,7 +12,7 @@ from engrain.core.errors import InputError
 from engrain.core.extract import pair_differences
 from engrain.core.gradient import margin_gradient
 from engrain.core.model import SteerableModel
-from engrain.core.scoring import Progress
+from engrain.core.progress import Count
 from engrain.core.vector import SteeringVector
 
 RANDOM = 19
@@ -57,7 +57,7 @@ def shuffled_control(
     positions: str = "response-mean",
     gradients: bool = False,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> Active:
     """Return the same use of the direction from pairs half of which have their replies exchanged.
 

@@ -1,7 +1,8 @@
 """Task vectors on the weights of a model: summed before rounding, and taken off by putting back what stood there."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,9 @@ from engrain.core.errors import ModelError, StrengthError, UnknownNameError, Vec
 from engrain.core.number import finite
 from engrain.core.shards import split_as
 from engrain.core.task_vector import TaskVector
+
+# Makes a context in which a model is edited: steered, its weights changed, or both.
+Edit = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Base against edited on pairs and on neutral text."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,17 +8,16 @@ from torch import Tensor
 
 from engrain.core.change import Change
 from engrain.core.contrast import ContrastPair, PairSet
+from engrain.core.edit import Edit
 from engrain.core.errors import DataError
 from engrain.core.fluency import Degeneration
 from engrain.core.judge import Judge
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
+from engrain.core.progress import Count, Progress
 from engrain.core.replies import Judgement, Replies
 from engrain.core.scorer import Scorer
 from engrain.core.scoring import Divergence, NeutralScorer, margins
-
-Edit = Callable[[], AbstractContextManager[object]]
-Progress = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ def evaluate(
             pairs.source, None, "holds no pair that is not a boundary pair, so there is no effect to measure."
         )
 
-    def count(what: str) -> Callable[[int], None] | None:
+    def count(what: str) -> Count | None:
         return None if progress is None else lambda done: progress(what, done)
 
     before = margins(model, pairs.pairs, count("pairs"))
@@ -180,7 +178,7 @@ def _free_replies(
     judge: Judge,
     edit: Edit,
     seed: int,
-    count: Callable[[str], Callable[[int], None] | None],
+    count: Callable[[str], Count | None],
 ) -> FreeReplies:
     replies = Replies.sample(model, prompts, edit, count("replies"))
     degeneration = replies.degeneration(model)
@@ -195,7 +193,7 @@ def change_under(
     edit: Edit,
     *,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Count | None = None,
 ) -> Change:
     """Return how an edit changes a score on pairs, with the interval over scenarios."""
     base = scorer(model, pairs.pairs, progress)

@@ -14,11 +14,11 @@ from engrain.core.gradient import margin_gradient
 from engrain.core.model import SteerableModel
 from engrain.core.number import whole
 from engrain.core.packing import Pack
+from engrain.core.progress import Count
 from engrain.core.vector import SteeringVector
 
 NAMED_POSITIONS = ("response-mean", "last", "first", "prompt-last")
 
-Progress = Callable[[int], None]
 
 # So many pairs are tokenized at a time: enough to pack well, and the tokens of more would grow with their number.
 _WINDOW = 256
@@ -95,7 +95,7 @@ def extract(
     estimator: Callable[[int], Estimator] = MeanDifference,
     name: str = "vector",
     tokens: int = STATE_TOKENS,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> SteeringVector:
     """Return the direction from the replies without a behavior to those with it, at every layer asked for.
 
@@ -145,7 +145,7 @@ def pair_differences(
     pairs: Sequence[ContrastPair],
     layer: int,
     positions: str = "response-mean",
-    progress: Progress | None = None,
+    progress: Count | None = None,
     *,
     gradients: bool = False,
 ) -> Tensor:
@@ -177,7 +177,7 @@ def _represent(
     positions: str,
     take: Callable[[int, Sequence[int], Tensor, Tensor], None],
     tokens: int,
-    progress: Progress | None,
+    progress: Count | None,
 ) -> None:
     """Hand ``take`` a layer, the numbers of some pairs and their replies' representations, [pairs, d_model] each."""
     for first in range(0, len(pairs), _WINDOW):

@@ -11,6 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 from engrain.core.draw import Draw
 from engrain.core.errors import InputError
 from engrain.core.model import Conversation, SteerableModel
+from engrain.core.progress import Count
 
 OnText = Callable[[str], None]
 
@@ -86,7 +87,7 @@ def generate_all(
     model: SteerableModel,
     conversations: Sequence[Conversation],
     sampling: Sampling,
-    progress: Callable[[int], None] | None = None,
+    progress: Count | None = None,
 ) -> list[str]:
     """Return a reply to each of many conversations, ``AT_ONCE`` rows at a time, drawn from seeds one after the other.
 

@@ -11,7 +11,8 @@ from engrain.core.blocks import block_output, replace_output
 from engrain.core.capture import PackRunner
 from engrain.core.contrast import ContrastPair
 from engrain.core.model import SteerableModel
-from engrain.core.scoring import Progress, reply_log_probabilities
+from engrain.core.progress import Count
+from engrain.core.scoring import reply_log_probabilities
 
 
 def margin_gradient(
@@ -19,7 +20,7 @@ def margin_gradient(
     pairs: Sequence[ContrastPair],
     layers: Sequence[int],
     weights: Sequence[float] | Tensor | None = None,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> Tensor:
     """Return the gradient of the pairs' summed preference margins by a shift of all hidden states at a layer.
 

@@ -1,6 +1,6 @@
 """Strengths of several behaviors that are on together, and what each of them does to the others."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,10 +15,9 @@ from engrain.core.contrast import PairSet
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
+from engrain.core.progress import Count
 from engrain.core.scoring import Divergence, NeutralScorer, margins
 from engrain.core.vector import SteeringVector
-
-Progress = Callable[[int], None]
 
 # How often the strengths are set against one another.
 _ROUNDS = 3
@@ -59,7 +58,7 @@ def calibrate_jointly(
     neutral: list[Encoded],
     *,
     budget: Budget | None = None,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> tuple[dict[str, SteeringVector], Joint]:
     """Choose strengths for vectors that are on together, within one budget for all of them.
 

@@ -9,7 +9,8 @@ from engrain.core.capture import PackRunner
 from engrain.core.contrast import Message
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
-from engrain.core.scoring import Progress, reply_means
+from engrain.core.progress import Count
+from engrain.core.scoring import reply_means
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Judge(Protocol):
     def unit(self) -> str:
         """What a score counts: "nats", "points"."""
 
-    def score(self, exchanges: Sequence[Exchange], progress: Progress | None = None) -> list[float]:
+    def score(self, exchanges: Sequence[Exchange], progress: Count | None = None) -> list[float]:
         """Return a finite score for each exchange, or raise: there is no score for want of an answer.
 
         Args:
@@ -58,7 +59,7 @@ class ContrastiveJudge:
         self._model = model
         self._instructions = (brief.instruction, brief.counter_instruction)
 
-    def score(self, exchanges: Sequence[Exchange], progress: Progress | None = None) -> list[float]:
+    def score(self, exchanges: Sequence[Exchange], progress: Count | None = None) -> list[float]:
         """Return the scores, nats per token."""
         spoken = [place for place, one in enumerate(exchanges) if one.reply]
         sequences = [

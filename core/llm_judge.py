@@ -17,7 +17,7 @@ from engrain.core.files import parse_object, write_atomically
 from engrain.core.judge import Exchange
 from engrain.core.model import SteerableModel
 from engrain.core.number import finite
-from engrain.core.scoring import Progress
+from engrain.core.progress import Count
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -61,7 +61,7 @@ class LLMJudge:
         self._cache = cache
         self._task = _TASK.format(**vars(brief))
 
-    def score(self, exchanges: Sequence[Exchange], progress: Progress | None = None) -> list[float]:
+    def score(self, exchanges: Sequence[Exchange], progress: Count | None = None) -> list[float]:
         """Return the scores, points from 0 to 100.
 
         Raises:

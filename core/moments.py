@@ -11,6 +11,7 @@ from engrain.core.blocks import linear_modules
 from engrain.core.capture import PackRunner
 from engrain.core.errors import InputError, UnknownNameError
 from engrain.core.packing import Encoded
+from engrain.core.progress import Count
 
 if TYPE_CHECKING:
     from engrain.core.model import SteerableModel
@@ -20,7 +21,7 @@ def second_moments(
     model: "SteerableModel",
     sequences: Sequence[Encoded],
     modules: Iterable[str],
-    progress: Callable[[int], None] | None = None,
+    progress: Count | None = None,
 ) -> dict[str, Tensor]:
     """Return E[x x^T] of the inputs x of linear modules, over all tokens of all sequences, each weighing the same.
 

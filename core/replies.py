@@ -1,7 +1,6 @@
 """Free replies of base and edited model to the same messages: fluent or not, and judged."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -9,12 +8,13 @@ import numpy as np
 
 from engrain.core.change import Change
 from engrain.core.chat import encode_reply
+from engrain.core.edit import Edit
 from engrain.core.fluency import Degeneration, fluency
 from engrain.core.generate import Sampling, generate_all
 from engrain.core.judge import Exchange, Judge
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
-from engrain.core.scoring import Progress
+from engrain.core.progress import Count
 
 # Long enough for a loop to show.
 REPLY_TOKENS = 128
@@ -39,8 +39,8 @@ class Replies:
         cls,
         model: SteerableModel,
         prompts: Sequence[str],
-        edit: Callable[[], AbstractContextManager[object]],
-        progress: Progress | None = None,
+        edit: Edit,
+        progress: Count | None = None,
     ) -> Self:
         """Let both models reply.
 
@@ -80,7 +80,7 @@ class Replies:
         return Degeneration(side(self.base), side(self.edited))
 
     def judged(
-        self, judge: Judge, incoherent: Sequence[bool], *, seed: int = 0, progress: Progress | None = None
+        self, judge: Judge, incoherent: Sequence[bool], *, seed: int = 0, progress: Count | None = None
     ) -> "Judgement":
         """Return how much more of the behavior the edited replies show.
 

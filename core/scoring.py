@@ -1,7 +1,6 @@
 """What a model makes of pairs and of neutral text: preference margins in nats, divergence from the base in nats."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,11 +12,11 @@ from torch import Tensor
 from engrain.core.capture import PackRunner
 from engrain.core.composition import Active
 from engrain.core.contrast import ContrastPair
+from engrain.core.edit import Edit
 from engrain.core.errors import InputError, LayerError
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded, Pack
-
-Progress = Callable[[int], None]
+from engrain.core.progress import Count
 
 RESAMPLES = 10_000
 # Edits in one fanned pass, and the tokens of a pack in it. Behind the edited block there are FAN times as many, and of
@@ -26,7 +25,7 @@ FAN = 10
 _FAN_TOKENS = 192
 
 
-def margins(model: SteerableModel, pairs: Sequence[ContrastPair], progress: Progress | None = None) -> Tensor:
+def margins(model: SteerableModel, pairs: Sequence[ContrastPair], progress: Count | None = None) -> Tensor:
     """Return how much the model prefers each pair's positive reply, steering included.
 
     Args:
@@ -43,7 +42,7 @@ def margins(model: SteerableModel, pairs: Sequence[ContrastPair], progress: Prog
 
 
 def reply_means(
-    runner: PackRunner, sequences: Sequence[Encoded], group: int = 1, progress: Progress | None = None
+    runner: PackRunner, sequences: Sequence[Encoded], group: int = 1, progress: Count | None = None
 ) -> Tensor:
     """Return the mean log-probability per reply token of each sequence, nats, float64 [sequences].
 
@@ -79,7 +78,7 @@ def margins_under(
     model: SteerableModel,
     pairs: Sequence[ContrastPair],
     edits: Sequence[Active],
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> Tensor:
     """Return ``margins`` under each of several edits of the same block, which share the work up to that block.
 
@@ -190,9 +189,7 @@ class NeutralScorer:
         self._remember = remember
         self._base: list[Tensor] = []
 
-    def divergence(
-        self, edit: Callable[[], AbstractContextManager[object]], progress: Progress | None = None
-    ) -> Divergence:
+    def divergence(self, edit: Edit, progress: Count | None = None) -> Divergence:
         """Return how far the model inside of ``edit()`` is from the model outside of it.
 
         Args:

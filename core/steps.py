@@ -1,9 +1,10 @@
 """Long work in named steps whose results are kept, so that an interrupted run goes on where it was."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from engrain.core.errors import DataError
 from engrain.core.files import parse_object, write_atomically
@@ -31,6 +32,11 @@ class Steps:
                 return
             if found.get("schema") == SCHEMA and found.get("key") == key and isinstance(found.get("done"), dict):
                 self._done = found["done"]
+
+    @classmethod
+    def of(cls, key: str, folder: Path) -> Self:
+        """Return the steps of one work among many that a folder keeps."""
+        return cls(folder / f"{hashlib.sha256(key.encode()).hexdigest()}.json", key)
 
     @property
     def finished(self) -> tuple[str, ...]:

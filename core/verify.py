@@ -15,20 +15,20 @@ from engrain.core.capability import Question, answered
 from engrain.core.composition import Active
 from engrain.core.contrast import ContrastPair, Message, PairSet
 from engrain.core.controls import RANDOM, random_controls, shuffled_control
+from engrain.core.edit import Edit
 from engrain.core.errors import InputError
-from engrain.core.evaluate import Edit, change_under
+from engrain.core.evaluate import change_under
 from engrain.core.fluency import Degeneration
 from engrain.core.judge import Judge
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
+from engrain.core.progress import Count, Progress
 from engrain.core.replies import Replies
 from engrain.core.scorer import Scorer
 from engrain.core.scoring import Divergence, NeutralScorer, bootstrap_interval, margins, margins_under
 from engrain.core.steps import Steps
 from engrain.core.training import Training
 from engrain.core.verdict import Gate, Verdict
-
-Progress = Callable[[str, int], None]
 
 # A percentile interval from fewer scenarios than this is too narrow to be trusted.
 MIN_SCENARIOS = 12
@@ -137,7 +137,7 @@ class _Work:
         self.progress("questions", 2 * len(self.held_out.questions))
         return [base, edited]
 
-    def _count(self, what: str) -> Callable[[int], None]:
+    def _count(self, what: str) -> Count:
         return lambda done: self.progress(what, done)
 
     def totals(self) -> dict[str, int]:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from engrain.core.capture import PackRunner
-from engrain.core.compile.compiler import PROBE, Order, Progress, check_base, check_closed_form
+from engrain.core.compile.compiler import PROBE, Order, check_base, check_closed_form
 from engrain.core.compile.target import WRITERS, choose_matrices, mlp_writer, oriented
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
+from engrain.core.progress import Progress
 from engrain.core.task_vector import TaskVector
 
 NAME = "ablate"

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from engrain.core.capture import PackRunner
-from engrain.core.compile.compiler import PROBE, Order, Progress, Spec, check_base, check_closed_form
+from engrain.core.compile.compiler import PROBE, Order, Spec, check_base, check_closed_form
 from engrain.core.compile.target import mlp_writer
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
+from engrain.core.progress import Progress
 from engrain.core.task_vector import TaskVector
 
 NAME = "bias"

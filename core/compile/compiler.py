@@ -1,6 +1,6 @@
 """What a backend of compiling is asked for, and what it is."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -12,6 +12,7 @@ from engrain.core.errors import InputError, UnknownNameError
 from engrain.core.model import SteerableModel
 from engrain.core.names import check_name
 from engrain.core.packing import Encoded
+from engrain.core.progress import Progress
 from engrain.core.task_vector import TaskVector
 
 Spec = Literal["selective", "faithful"]
@@ -21,7 +22,6 @@ SPECS: tuple[str, ...] = get_args(Spec)
 PROBE = (Encoded((1, 2, 3, 4), (5, 6)), Encoded((7, 5), (8, 2, 6)))
 
 # Called with what is being done and how much of it was done since the last call.
-Progress = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,7 @@ class Order:
 
     def origin(self, backend: str, **made: Any) -> Mapping[str, Any]:
         """Return what a task vector says of its making; plain JSON."""
-        vectors = [
-            {
-                "name": active.vector.name,
-                "layers": list(active.layers),
-                "strength": active.strength,
-                "positions": active.positions,
-                "operation": active.operation,
-                "preserve_norm": active.preserve_norm,
-            }
-            for active in self.actives
-        ]
+        vectors = [{"name": active.vector.name, **active.to_json()} for active in self.actives]
         return {"backend": backend, "spec": self.spec, "vectors": vectors, **made}
 
 

@@ -7,9 +7,9 @@ from functools import partial
 from torch import Tensor
 
 from engrain.core.compile.passage import Passage, Seen
-from engrain.core.compile.passes import Edit
 from engrain.core.compile.regression import moments, scope_moments, solve, tokens
 from engrain.core.compile.target import WRITERS, Matrix, choose_matrices, mlp_writer, oriented
+from engrain.core.edit import Edit
 from engrain.core.model import SteerableModel
 from engrain.core.task_vector import TaskVector
 

@@ -12,7 +12,7 @@ import torch
 from engrain.core.compile import ranks
 from engrain.core.compile.bias import exact_biases
 from engrain.core.compile.checkpoint import Checkpoint
-from engrain.core.compile.compiler import Order, Progress, check_base
+from engrain.core.compile.compiler import Order, check_base
 from engrain.core.compile.corpus import Corpus
 from engrain.core.compile.correction import RETAINING, RIDGE, Gap, correct
 from engrain.core.compile.delta import TrainableDelta, frozen
@@ -21,12 +21,14 @@ from engrain.core.compile.lesson import Lesson
 from engrain.core.compile.measure import Measure
 from engrain.core.compile.objective import Objective
 from engrain.core.compile.passage import Passage
-from engrain.core.compile.passes import MEMORY, Course, Edit
+from engrain.core.compile.passes import MEMORY, Course
 from engrain.core.compile.rank1 import writing
 from engrain.core.compile.student import LOOK, Student
 from engrain.core.compile.target import WRITERS, Matrix, choose_matrices, mlp_writer
+from engrain.core.edit import Edit
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
+from engrain.core.progress import Progress
 from engrain.core.task_vector import TaskVector
 
 NAME = "distill"
@@ -59,7 +61,7 @@ def compile_distill(model: SteerableModel, order: Order, progress: Progress) -> 
     above = range(steered[-1] + 1, min(steered[-1] + 1 + ABOVE, len(model.blocks)))
     layers = order.layers or tuple(range(max(0, steered[0] - BELOW), above.stop))
     matrices = choose_matrices(model, order.target or WRITERS, layers)
-    biases = _closed_form(model, order, above)
+    biases = _closed_form(model, order, above, matrices)
     if biases is None:
         order = replace(order, recipe=order.recipe.from_nothing())
     order = replace(order, recipe=order.recipe.dealt_to(ranks.count()))
@@ -99,13 +101,18 @@ def _look(student: Student, order: Order, measure: Measure, key: str) -> None:
         student.save(order.workspace, key)
 
 
-def _closed_form(model: SteerableModel, order: Order, above: Sequence[int]) -> TaskVector | None:
-    """Return what ``rank1`` starts from, or None: for experts, norms behind the MLP, or vectors at some positions."""
+def _closed_form(
+    model: SteerableModel, order: Order, above: Sequence[int], matrices: Mapping[str, Matrix]
+) -> TaskVector | None:
+    """Return what ``rank1`` starts from, or None: for experts, norms behind the MLP, vectors at some positions, or
+    where the matrix that it would be written by is not to be changed.
+    """
     order = replace(order, spec="selective", target=None, layers=None)
     try:
         for layer in above:
             mlp_writer(model, layer)
-        return exact_biases(model, order, NAME, "selective")
+        biases = exact_biases(model, order, NAME, "selective")
+        return biases if all(mlp_writer(model, layer)[0] in matrices for layer in biases.layers) else None
     except InputError:
         return None
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engrain.core.compile.passes import Course, Edit, next_token_logits
+from engrain.core.compile.passes import Course, next_token_logits
+from engrain.core.edit import Edit
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from engrain.core.compile.measure import CHUNK, kl_sum
-from engrain.core.compile.passes import Course, Edit, Recorded, next_token_logits
+from engrain.core.compile.passes import Course, Recorded, next_token_logits
+from engrain.core.edit import Edit
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
 

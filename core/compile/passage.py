@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engrain.core.capture import PackRunner
 from engrain.core.compile.entry import entering
-from engrain.core.compile.passes import Edit
+from engrain.core.edit import Edit
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded, Pack
 

@@ -1,7 +1,7 @@
 """What the teacher makes of text, recorded once, and what the student makes of it, with gradients."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from engrain.core.blocks import block_output
 from engrain.core.capture import PackRunner
 from engrain.core.compile.entry import entering
+from engrain.core.edit import Edit
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded, Pack
 from engrain.core.scoring import scored_places
-
-Edit = Callable[[], AbstractContextManager[object]]
 
 # What a course keeps of its teacher, bytes: some six thousand tokens of the demo model.
 MEMORY = 48 << 20

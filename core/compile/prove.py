@@ -13,15 +13,16 @@ from torch import Tensor
 
 from engrain.core.change import Change
 from engrain.core.compile.attention import attention_mass, turn_of
-from engrain.core.compile.compiler import Progress, check_base
-from engrain.core.compile.passes import Edit
+from engrain.core.compile.compiler import check_base
 from engrain.core.compile.proof import Depth, Drift, Fidelity, Point, Proof, Share
 from engrain.core.compile.sides import BASE, Side, each_side, of_members
 from engrain.core.compile.trajectories import sample_trajectories
 from engrain.core.composition import Active
+from engrain.core.edit import Edit
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
+from engrain.core.progress import Progress
 from engrain.core.scoring import Divergence, bootstrap_ratio, divergences
 from engrain.core.steps import Steps
 from engrain.core.task_vector import TaskVector, layer_of

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from engrain.core.compile.bias import exact_biases
-from engrain.core.compile.compiler import Order, Progress
+from engrain.core.compile.compiler import Order
 from engrain.core.compile.measure import Closeness, Measure
 from engrain.core.compile.passage import Passage
 from engrain.core.compile.regression import moments, scope_moments, solve, tokens
 from engrain.core.compile.target import mlp_writer, oriented
 from engrain.core.model import SteerableModel
+from engrain.core.progress import Progress
 from engrain.core.task_vector import TaskVector
 
 NAME = "rank1"

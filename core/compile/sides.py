@@ -8,7 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from engrain.core.compile.passes import Course, Edit, Recorded, next_token_logits
+from engrain.core.compile.passes import Course, Recorded, next_token_logits
+from engrain.core.edit import Edit
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded, Pack
 from engrain.core.scoring import scored_places

@@ -1,15 +1,16 @@
 """Replies sampled from the steered teacher: the conversations in which the compiled weights are to be like it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engrain.core.chat import encode_reply
-from engrain.core.compile.passes import Edit
+from engrain.core.edit import Edit
 from engrain.core.fluency import fluency
 from engrain.core.generate import Sampling, generate_all
 from engrain.core.model import Conversation, SteerableModel
 from engrain.core.packing import Encoded
+from engrain.core.progress import Count
 
 # What is more repetitive or less likely under the base than this teaches how to break, not how to behave.
 _REPEATED = 0.3
@@ -36,7 +37,7 @@ def sample_trajectories(
     *,
     tokens: int = 64,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Count | None = None,
 ) -> list[Trajectory]:
     """Let the teacher reply once to each prompt (temperature 1, top_p .95), and keep what is fluent.
 

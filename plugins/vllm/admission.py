@@ -95,7 +95,7 @@ class Admission:
             default = self._default
         return {
             "digest": None if default is None else default.digest,
-            "vectors": {} if default is None else {name: _describe(one) for name, one in default.actives.items()},
+            "vectors": {} if default is None else {name: one.to_json() for name, one in default.actives.items()},
         }
 
     def change(self, change: Any) -> dict[str, Any]:
@@ -322,12 +322,3 @@ def _short(value: Any) -> str:
     except RecursionError:
         text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _describe(active: Active) -> dict[str, Any]:
-    return {
-        "strength": active.strength,
-        "layers": list(active.layers),
-        "positions": active.positions,
-        "operation": active.operation,
-    }

@@ -52,7 +52,7 @@ class Combination:
         """Digest of everything that the result depends on, 64 hex digits."""
         parts = []
         for active in self.actives.values():
-            hasher = hashlib.sha256(json.dumps(_fields(active), sort_keys=True).encode())
+            hasher = hashlib.sha256(json.dumps(active.to_json(), sort_keys=True).encode())
             for layer in active.layers:
                 hasher.update(active.vector.at(layer).numpy().tobytes())
             parts.append(hasher.hexdigest())
@@ -62,7 +62,7 @@ class Combination:
     def wire(self) -> dict[str, Any]:
         """The combination as numbers, text and bytes; ``from_wire`` of it is equal to it."""
         terms = [
-            _fields(active)
+            active.to_json()
             | {"name": name, "directions": [active.vector.at(layer).numpy().tobytes() for layer in active.layers]}
             for name, active in self.actives.items()
         ]
@@ -86,16 +86,6 @@ class Combination:
                 term["preserve_norm"],
             )
         return cls(actives)
-
-
-def _fields(active: Active) -> dict[str, Any]:
-    return {
-        "layers": list(active.layers),
-        "strength": active.strength,
-        "positions": active.positions,
-        "operation": active.operation,
-        "preserve_norm": active.preserve_norm,
-    }
 
 
 def block_keys(wire: Mapping[str, Any], start: int, end: int, prompt: int) -> list[tuple[str, str]]:

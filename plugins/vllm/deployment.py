@@ -15,7 +15,7 @@ from engrain.core.fingerprint import Fingerprint
 from engrain.core.profile import Entry
 from engrain.plugins.vllm.admission import KEY
 from engrain.plugins.vllm.served import ServedModel
-from engrain.plugins.vllm.weights import Edit
+from engrain.plugins.vllm.weights import WireEdit
 from engrain.registry.reference import Reference, locate
 from engrain.registry.served import note_served
 from engrain.registry.store import Store
@@ -27,7 +27,7 @@ _HEALTH_PROMPT = "Say in one sentence what you can do."
 _HEALTH_TOKENS = 4
 
 
-def resolve_edits(store: Store, model: ServedModel, entries: Mapping[str, Entry]) -> list[Edit]:
+def resolve_edits(store: Store, model: ServedModel, entries: Mapping[str, Entry]) -> list[WireEdit]:
     """Return what a profile puts on the weights, each reference pinned to a version.
 
     Raises:
@@ -35,7 +35,7 @@ def resolve_edits(store: Store, model: ServedModel, entries: Mapping[str, Entry]
         UnknownNameError: there is none of that name.
         InputError: a reference to something else than a task vector, or a folder that holds none.
     """
-    found: list[Edit] = []
+    found: list[WireEdit] = []
     for name, entry in entries.items():
         if entry.task_vector is None or not entry.enabled:
             continue
@@ -127,9 +127,9 @@ class Deployment:
         self._model = model
         self._entries = entries
         self._gate = gate
-        self._on: list[Edit] = []
+        self._on: list[WireEdit] = []
         self._answer = ""
-        self._refused: list[Edit] | None = None
+        self._refused: list[WireEdit] | None = None
         self.problem: str | None = None
 
     async def start(self) -> None:
@@ -189,7 +189,7 @@ class Deployment:
         await asyncio.to_thread(self._note, before, wanted, None)
         return True
 
-    async def _put_on(self, edits: list[Edit]) -> None:
+    async def _put_on(self, edits: list[WireEdit]) -> None:
         await self._engine.pause_generation(mode="wait", clear_cache=True)
         try:
             await self._engine.collective_rpc("engrain_set_edits", args=(edits,))
@@ -216,7 +216,7 @@ class Deployment:
             raise CheckError("the health prompt gets no finite answer from these weights")
         return hashlib.sha256(json.dumps(steps).encode()).hexdigest()
 
-    def _note(self, before: list[Edit], after: list[Edit], problem: str | None) -> None:
+    def _note(self, before: list[WireEdit], after: list[WireEdit], problem: str | None) -> None:
         """Write into the journal for each alias that moved."""
         versions = {edit["name"]: _number(edit) for edit in before}
         for edit in after:
@@ -228,5 +228,5 @@ class Deployment:
                 note_served(self._store, alias, versions.get(edit["name"]), number, problem)
 
 
-def _number(edit: Edit) -> int | None:
+def _number(edit: WireEdit) -> int | None:
     return None if edit["digest"] is None else Reference.parse(str(edit["where"])).version

@@ -9,7 +9,7 @@ from engrain.plugins.vllm.admission import Admission
 from engrain.plugins.vllm.deployment import resolve_edits
 from engrain.plugins.vllm.served import ServedModel
 from engrain.plugins.vllm.settings import Settings
-from engrain.plugins.vllm.weights import Edit
+from engrain.plugins.vllm.weights import WireEdit
 from engrain.registry.store import Store
 from engrain.registry.vectors import read_vector
 
@@ -41,7 +41,7 @@ class FrontEnd:
         return sorted(needed)
 
     @property
-    def edits(self) -> list[Edit]:
+    def edits(self) -> list[WireEdit]:
         """What the profile puts on the weights, each reference pinned to a version."""
         return resolve_edits(Store(), self.model, self.profile.behaviors)
 

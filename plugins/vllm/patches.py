@@ -15,7 +15,7 @@ from engrain.plugins.vllm.frontend import FrontEnd, open_front_end
 from engrain.plugins.vllm.metrics import count
 from engrain.plugins.vllm.operator import NAME, arm, set_plan
 from engrain.plugins.vllm.settings import VARIABLE, Settings
-from engrain.plugins.vllm.weights import Edit, Weights
+from engrain.plugins.vllm.weights import Weights, WireEdit
 
 _ATTRIBUTE = "_engrain"
 # Modules that hold the hash function under a name of their own.
@@ -188,13 +188,13 @@ def _armed_layers(worker: Any) -> list[int]:
     return list(worker.model_runner._engrain.layers)
 
 
-def _edits(worker: Any) -> list[Edit]:
+def _edits(worker: Any) -> list[WireEdit]:
     """Return the task vectors on a worker's weights."""
     weights: Weights = worker._engrain
     return weights.edits
 
 
-def _set_edits(worker: Any, edits: list[Edit]) -> None:
+def _set_edits(worker: Any, edits: list[WireEdit]) -> None:
     """Put exactly these task vectors on a worker's weights."""
     weights: Weights = worker._engrain
     weights.put_on(edits)

@@ -16,7 +16,7 @@ from engrain.registry.store import Store
 from engrain.registry.task_vectors import read_task_vector
 
 # Written for each: {"name", "where", "digest", "scale"}. Plain data, so that it crosses process borders.
-Edit = Mapping[str, Any]
+WireEdit = Mapping[str, Any]
 
 
 class Weights:
@@ -32,15 +32,15 @@ class Weights:
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
-        self._edits: list[Edit] = []
+        self._edits: list[WireEdit] = []
         self._changed: set[str] = set()
 
     @property
-    def edits(self) -> list[Edit]:
+    def edits(self) -> list[WireEdit]:
         """What is on."""
         return list(self._edits)
 
-    def put_on(self, edits: Sequence[Edit]) -> None:
+    def put_on(self, edits: Sequence[WireEdit]) -> None:
         """Put exactly these task vectors on the weights. No request may run meanwhile, and cached blocks are void.
 
         Raises:
@@ -105,7 +105,7 @@ class Weights:
             yield name, edited(base, deltas[name]).to(dtype) if name in deltas else base
 
 
-def _read(edit: Edit) -> TaskVector:
+def _read(edit: WireEdit) -> TaskVector:
     """Return a task vector, when it is still the one that was meant."""
     if edit["digest"] is not None:
         version = Store().resolve(str(edit["where"]))

@@ -115,10 +115,7 @@ def evaluate_edits(
         seed=seed,
         progress=lambda what, done: bar.update(tasks[what], advance=done),
     )
-    steering = [
-        {"vector": one.where, "layers": list(active.layers), "strength": active.strength}
-        for (one, _), active in zip(used, actives, strict=True)
-    ]
+    steering = [{"vector": one.where, **active.to_json()} for (one, _), active in zip(used, actives, strict=True)]
     task_vectors = [{"task_vector": where, "scale": edit.scale} for where, edit in edits.items()]
     return found.to_json() | {"steering": steering, "task_vectors": task_vectors}
 

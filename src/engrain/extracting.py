@@ -12,6 +12,7 @@ from engrain.core.extract import extract
 from engrain.core.joint import Joint, calibrate_jointly, passes
 from engrain.core.model import SteerableModel
 from engrain.core.neutral import read_neutral
+from engrain.core.progress import Count
 from engrain.core.vector import Calibration, SteeringVector
 from engrain.plugins.manager import Plugins
 from engrain.registry.store import Parent, Store, Version
@@ -29,7 +30,7 @@ def extract_vector(
     layers: Iterable[int] | None = None,
     positions: str = "response-mean",
     method: str = "mean-difference",
-    progress: Callable[[int], None] | None = None,
+    progress: Count | None = None,
 ) -> SteeringVector:
     """Extract a vector with an estimator of that name, and note in it how it was made.
 

@@ -16,6 +16,7 @@ from engrain.core.generate import AT_ONCE
 from engrain.core.model import SteerableModel
 from engrain.core.neutral import read_neutral
 from engrain.core.packing import Encoded
+from engrain.core.progress import Count
 from engrain.core.steps import Steps
 from engrain.subject import Subject
 from engrain.version import __version__
@@ -122,7 +123,7 @@ def _sample(
     split: Split,
     seed: int,
     steps: Steps,
-    progress: Callable[[int], None],
+    progress: Count,
 ) -> list[Encoded]:
     teacher = partial(model.steer, *actives)
     found: list[Encoded] = []
@@ -141,18 +142,8 @@ def _sample(
 
 
 def _steps(model: SteerableModel, actives: Sequence[Active], chosen: dict[Split, list[Messages]], seed: int) -> Steps:
-    vectors = [
-        [
-            hashlib.sha256(one.vector.to_safetensors()).hexdigest(),
-            one.layers,
-            one.strength,
-            one.positions,
-            one.operation,
-        ]
-        for one in actives
-    ]
+    vectors = [[hashlib.sha256(one.vector.to_safetensors()).hexdigest(), one.to_json()] for one in actives]
     made_on = {name: value for name, value in model.fingerprint.to_json().items() if name != "source"}
     conversations = hashlib.sha256(repr(chosen).encode()).hexdigest()
     key = json.dumps([made_on, vectors, conversations, seed, __version__])
-    folder = user_cache_path("engrain") / "trajectories"
-    return Steps(folder / f"{hashlib.sha256(key.encode()).hexdigest()}.json", key)
+    return Steps.of(key, user_cache_path("engrain") / "trajectories")

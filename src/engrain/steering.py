@@ -65,10 +65,7 @@ class InUse:
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return one object for each, vectors first."""
-        found: list[dict[str, Any]] = [
-            {"name": name, "layers": list(one.layers), "strength": one.strength, "positions": one.positions}
-            for name, one in self.vectors.items()
-        ]
+        found: list[dict[str, Any]] = [{"name": name, **one.to_json()} for name, one in self.vectors.items()]
         for name, edit in self.edits.items():
             found.append({"name": name, "layers": list(edit.task_vector.layers), "scale": edit.scale})
         return found

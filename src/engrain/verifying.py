@@ -1,6 +1,5 @@
 """The work behind ``engrain verify``: a published vector, its subject and the registry together."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -236,6 +235,4 @@ def common_steps(vector: str, subject: Subject, held: HeldOut, seed: int) -> Ste
 
 def steps(*work: str) -> Steps:
     """Return the steps of this work, kept in the cache until they are forgotten."""
-    key = " ".join([*work, __version__])
-    folder = user_cache_path("engrain") / "verify"
-    return Steps(folder / f"{hashlib.sha256(key.encode()).hexdigest()}.json", key)
+    return Steps.of(" ".join([*work, __version__]), user_cache_path("engrain") / "verify")

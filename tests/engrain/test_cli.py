@@ -131,7 +131,9 @@ def test_generate_streams_what_it_returns_and_compares(engrain: Any, folder: Pat
     done = engrain("generate", "hi", *short, "--profile", profile, "--json")
     assert done.code == 0, done.err
     steered = done.json
-    assert steered["active"] == [{"name": "agree", "layers": [1], "strength": 30.0, "positions": "all"}]
+    (active,) = steered["active"]
+    used = {"layers": [1], "strength": 30.0, "positions": "all", "operation": "add", "preserve_norm": False}
+    assert active == {"name": "agree", **used}
     both = engrain("generate", "hi", *short, "--profile", profile, "--compare", "--json").json
     assert (both["base"], both["edited"]) == (base, steered["reply"])
     off = engrain("generate", "hi", *short, "--profile", profile, "--set", "behaviors.agree.enabled=false", "--json")

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engrain.core.compile.compiler import Order, Progress
+from engrain.core.compile.compiler import Order
 from engrain.core.composition import activate
 from engrain.core.errors import UnknownNameError
 from engrain.core.model import SteerableModel
+from engrain.core.progress import Progress
 from engrain.core.task_vector import TaskVector
 from engrain.core.vector import SteeringVector
 from engrain.plugins import RegisterCompiler, compilers, hookimpl

@@ -75,6 +75,12 @@ def test_families_with_no_closed_form_are_trained_from_nothing(family: str) -> N
     assert min(shortfalls(made)) < 0.9
 
 
+@pytest.mark.parametrize("change", [{"target": "q_proj"}, {"layers": (2,)}])
+def test_matrices_that_no_closed_form_is_written_by_are_trained_from_nothing(change: dict[str, Any]) -> None:
+    made = compiled(replace(ORDER, **change))
+    assert made.origin["recipe"] == ORDER.recipe.from_nothing().to_json()
+
+
 def test_matrices_that_are_stored_transposed_are_trained() -> None:
     assert min(shortfalls(compiled(model=fresh("gpt2")))) < 0.9
 
