@@ -15,18 +15,23 @@ from torch.multiprocessing.spawn import spawn
 import compile_order
 from compile_order import fresh
 from engrain.core.compile import ranks
+from engrain.core.compile.compiler import Order
 from engrain.core.compile.distill import compile_distill
 from engrain.core.compile.recipe import Recipe
 from engrain.core.model import SteerableModel
 from engrain.core.task_vector import TaskVector
 
 RANKS = 2
-FAMILIES = ("llama", "gemma2", "qwen3_moe")
 ORDER = replace(compile_order.ORDER, recipe=replace(compile_order.ORDER.recipe, steps=12))
+# Rounding grows with every step, tenfold in three. Where there is no closed form, ``Recipe.from_nothing`` makes 24
+# steps at 1.5e-2 of it.
+SHORT = replace(ORDER, recipe=replace(ORDER.recipe, steps=6))
+NOTHING = replace(ORDER, recipe=replace(ORDER.recipe, rate=6e-4, steps=6))
+FAMILIES = {"llama": SHORT, "gemma2": NOTHING, "qwen3_moe": NOTHING}
 
 
-def compiled(model: SteerableModel) -> TaskVector:
-    return compile_distill(model, ORDER, lambda what, done: None)
+def compiled(model: SteerableModel, order: Order) -> TaskVector:
+    return compile_distill(model, order, lambda what, done: None)
 
 
 def split(family: str) -> SteerableModel:
@@ -42,7 +47,7 @@ def train(rank: int, folder: Path) -> None:
     for family in FAMILIES:
         model = split(family)
         before = {name: tensor.to_local().clone() for name, tensor in model.blocks.state_dict().items()}
-        compiled(model).save(folder / family / str(rank))
+        compiled(model, FAMILIES[family]).save(folder / family / str(rank))
         assert all(torch.equal(tensor.to_local(), before[name]) for name, tensor in model.blocks.state_dict().items())
 
 
@@ -59,7 +64,7 @@ def interrupt(rank: int, folder: Path) -> None:
     resumed = compile_distill(split("llama"), order, lambda what, done: steps.append(what))
     # Eleven steps; then the ten that a checkpoint is of, at once, and two more.
     assert steps.count("distill") == 11 + 1 + 2
-    whole = compiled(split("llama"))
+    whole = compiled(split("llama"), ORDER)
     assert all(torch.equal(resumed.tensors[name], delta) for name, delta in whole.tensors.items())
     assert whole.origin == resumed.origin
 
@@ -85,12 +90,12 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     run(train, tmp_path)
     for family in FAMILIES:
         one, other = (TaskVector.load(tmp_path / family / str(rank)) for rank in range(RANKS))
-        alone = compiled(fresh(family))
+        alone = compiled(fresh(family), FAMILIES[family])
         assert alone.tensors.keys() == one.tensors.keys()
         for name, delta in one.tensors.items():
             assert torch.equal(other.tensors[name], delta)
             # Sums in another order, divided by their own size where gradients are small.
-            assert (delta - alone.tensors[name]).norm() < 1e-3 * delta.norm()
+            assert (delta - alone.tensors[name]).norm() < 1e-4 * delta.norm()
         for numbers in ("loss", "kl_recovered", "drift"):
             seen, wanted = ([look[numbers] for look in made.origin["curve"][1:]] for made in (one, alone))
             assert seen == pytest.approx(wanted, rel=1e-4)
