@@ -8,31 +8,32 @@ import subprocess
 import sys
 from pathlib import Path
 
-ENGRAIN, VLLM = (sys.executable,), (".venv-vllm/bin/python",)
+# The parts called vllm_... run in vLLM's environment.
+VLLM = ".venv-vllm/bin/python"
 PARTS = (
-    (*ENGRAIN, "extraction", "--dtype", "float32", "--default-batches"),
-    (*ENGRAIN, "extraction", "--dtype", "bfloat16", "--repeats", "1"),
-    (*ENGRAIN, "memory"),
-    (*ENGRAIN, "overhead"),
-    (*ENGRAIN, "startup"),
-    (*ENGRAIN, "calibration"),
-    (*ENGRAIN, "random_directions", "listening"),
-    (*ENGRAIN, "compile", "listening"),
-    (*ENGRAIN, "apollo"),
-    (*ENGRAIN, "registry_speed"),
-    (*ENGRAIN, "registry_switch"),
-    (*ENGRAIN, "registry_writers"),
-    (*ENGRAIN, "registry_faults", "kill"),
-    (*ENGRAIN, "registry_faults", "flip"),
-    (*ENGRAIN, "growth"),
-    (*VLLM, "vllm_parity"),
-    (*VLLM, "vllm_parity", "--compiled"),
-    (*VLLM, "vllm_speed"),
-    (*VLLM, "vllm_speed", "--compiled", "--processes", "0"),
-    (*VLLM, "vllm_server", "switch"),
-    (*VLLM, "vllm_server", "fuzz"),
-    (*VLLM, "vllm_server", "soak"),
-    (*ENGRAIN, "page"),
+    ("extraction", "--dtype", "float32", "--default-batches"),
+    ("extraction", "--dtype", "bfloat16", "--repeats", "1"),
+    ("memory",),
+    ("overhead",),
+    ("startup",),
+    ("calibration",),
+    ("random_directions", "listening"),
+    ("compile", "listening"),
+    ("apollo",),
+    ("registry_speed",),
+    ("registry_switch",),
+    ("registry_writers",),
+    ("registry_faults", "kill"),
+    ("registry_faults", "flip"),
+    ("growth",),
+    ("vllm_parity",),
+    ("vllm_parity", "--compiled"),
+    ("vllm_speed",),
+    ("vllm_speed", "--compiled", "--processes", "0"),
+    ("vllm_server", "switch"),
+    ("vllm_server", "fuzz"),
+    ("vllm_server", "soak"),
+    ("page",),
 )
 
 
@@ -42,7 +43,8 @@ def main() -> None:
     failed = []
     if subprocess.run([sys.executable, "-m", "engrain", "verify", "listening"]).returncode:
         failed.append("verify listening")
-    for python, part, *options in PARTS:
+    for part, *options in PARTS:
+        python = VLLM if part.startswith("vllm_") else sys.executable
         print(f"\n== {part} {' '.join(options)}", flush=True)
         if subprocess.run([python, "-m", f"benchmarks.{part}", *options]).returncode:
             failed.append(part)
