@@ -66,7 +66,7 @@ def evaluate_edits(
         steered: vectors to put on. Without any, and without task vectors, it is the behavior's own, which is made,
             calibrated and published where there is none yet.
         edited: task vectors to apply to the weights, ``REFERENCE_OR_FOLDER[=SCALE]``.
-        neutral: a file of neutral text, or None for the test half of what is shipped.
+        neutral: a file of neutral text, or None for the test split of what is shipped.
         scorers: other scores, by name.
         judge: of free replies to the behavior's unseen scenarios, ``NAME`` or ``NAME:ARGUMENT``, or None for none.
         seed: of the bootstrap.

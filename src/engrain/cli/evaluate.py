@@ -27,7 +27,7 @@ from engrain.plugins.manager import Plugins
     metavar="REF_OR_DIR[=SCALE]",
     help="A task vector to apply to the weights; may be repeated.",
 )
-@click.option("--neutral", type=click.Path(path_type=Path), help="Neutral text; by default the shipped test half.")
+@click.option("--neutral", type=click.Path(path_type=Path), help="Neutral text; by default the shipped test split.")
 @click.option("--score", "scores", multiple=True, metavar="NAME", help="Another score: choice, or a plugin's.")
 @judge_option
 @click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap.")
