@@ -105,10 +105,10 @@ class PackRunner:
         found: Tensor = kept[(places // width).to(kept.device), at.to(kept.device)]
         return found
 
-    def fanned_logits(self, pack: Pack, places: Tensor) -> Tensor:
-        """Return the next-token logits of a tree under each edit of ``Steering.fan``, [edits, places, vocabulary]."""
+    def fanned_logits(self, pack: Pack, places: Tensor) -> Iterator[Tensor]:
+        """Yield the next-token logits of a tree under each edit of ``Steering.fan``, [places, vocabulary]."""
         kept, at = self._kept(pack, places)
-        return kept[:, at.to(kept.device)]
+        yield from (own[at.to(kept.device)] for own in kept)
 
     def _kept(self, pack: Pack, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits [batch, kept, vocabulary] and where each of the columns stands among the kept."""

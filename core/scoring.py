@@ -19,9 +19,11 @@ from engrain.core.packing import Encoded, Pack
 from engrain.core.progress import Count
 
 RESAMPLES = 10_000
-# Edits in one fanned pass, and the tokens of a pack in it. Behind the edited block there are FAN times as many, and of
-# each reply token logits: 38 MB an edit and pack with a vocabulary of 49,152. Fewer edits repeat the blocks before it.
-FAN = 10
+# Places whose distributions are compared at a time: 25 MB a side with a vocabulary of 49,152.
+CHUNK = 128
+# Edits in one fanned pass, and the tokens of a pack in it. Behind the edited block there are _FAN times as many, and of
+# each reply token logits: 38 MB an edit and pack with that vocabulary. Fewer edits repeat the blocks before it.
+_FAN = 10
 _FAN_TOKENS = 192
 
 
@@ -70,7 +72,7 @@ def reply_log_probabilities(runner: PackRunner, pack: Pack, sequences: Sequence[
         sequences: conversations with their replies.
     """
     places, targets, lengths = _reply_tokens(pack, sequences)
-    found: tuple[Tensor, ...] = _log_probabilities(runner.logits(pack, places), targets).split(lengths)
+    found: tuple[Tensor, ...] = log_probabilities(runner.logits(pack, places), targets).split(lengths)
     return found
 
 
@@ -106,13 +108,13 @@ def margins_under(
                 found.append(margins(model, pairs, progress))
         return torch.stack(found)
     means = torch.zeros(len(edits), len(sequences), dtype=torch.float64)
-    for first in range(0, len(edits), FAN):
-        chunk = edits[first : first + FAN]
+    for first in range(0, len(edits), _FAN):
+        chunk = edits[first : first + _FAN]
         with model.steering.fan(layer, chunk):
             runner = PackRunner(model, sequences, group=2, tokens=_FAN_TOKENS)
             for pack in runner.packs():
                 places, targets, lengths = _reply_tokens(pack, sequences)
-                scores = _log_probabilities(runner.fanned_logits(pack, places), targets.expand(len(chunk), -1))
+                scores = torch.stack([log_probabilities(own, targets) for own in runner.fanned_logits(pack, places)])
                 for member, own in zip(pack.members, scores.split(lengths, dim=1), strict=True):
                     means[first : first + len(chunk), member] = own.mean(dim=1)
                 if progress is not None:
@@ -130,8 +132,8 @@ def _reply_tokens(pack: Pack, sequences: Sequence[Encoded]) -> tuple[Tensor, Ten
     return torch.cat(before), targets, [len(places) for places in before]
 
 
-def _log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return log-probabilities of ``targets`` [...] under ``logits`` [..., vocabulary], float64."""
+def log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return log-probabilities of ``targets`` [places] under ``logits`` [places, vocabulary], nats, float64."""
     logits = logits.float()
     chosen = logits.gather(-1, targets.to(logits.device).unsqueeze(-1)).squeeze(-1)
     return (chosen - logits.logsumexp(dim=-1)).double().cpu()
@@ -180,7 +182,7 @@ class NeutralScorer:
         model: the model, unedited.
         sequences: raw texts as replies without a prompt, scored at every position; conversations with a reply,
             scored where the reply is predicted.
-        remember: keep the base's log-probabilities for the next edit: 4 * positions * vocabulary bytes.
+        remember: keep the base's logits for the next edit: 4 * positions * vocabulary bytes.
     """
 
     def __init__(self, model: SteerableModel, sequences: Sequence[Encoded], *, remember: bool = False) -> None:
@@ -205,11 +207,11 @@ class NeutralScorer:
             if number < len(self._base):
                 before = self._base[number]
             else:
-                before = base.logits(pack, places).float().log_softmax(dim=-1)
+                before = base.logits(pack, places).float()
                 if self._remember:
                     self._base.append(before)
             with edit():
-                after = edited.logits(pack, places).float().log_softmax(dim=-1)
+                after = edited.logits(pack, places).float()
             kl, loss = divergences(before, after, following)
             found.append(kl)
             lost.append(loss)
@@ -222,16 +224,18 @@ def divergences(before: Tensor, after: Tensor, following: Tensor) -> tuple[Tenso
     """Return KL(before || after) at each place, [places], and the loss of what follows, where known, [known]; float64.
 
     Args:
-        before: log-probabilities, [places, vocabulary].
+        before: logits, [places, vocabulary].
         after: the same of another model.
         following: the token that follows, -1 where none does, [places].
     """
-    known = following >= 0
-    gained = before - after
-    # In place: each of these is as large as the vocabulary is wide.
-    kl = before.exp().mul_(gained).sum(dim=-1).double().cpu()
-    loss = gained.gather(1, following.clamp(min=0).to(before.device).unsqueeze(-1))[:, 0].double().cpu()
-    return kl, loss[known]
+    kl, loss = [], []
+    # Some places at a time: every intermediate is as wide as the vocabulary.
+    for ones, others, tokens in zip(*(side.split(CHUNK) for side in (before, after, following)), strict=True):
+        one, other = ones.log_softmax(dim=-1), others.log_softmax(dim=-1)
+        gained = one - other
+        kl.append(one.exp_().mul_(gained).sum(dim=-1))
+        loss.append(gained.gather(1, tokens.clamp(min=0).to(gained.device)[:, None])[:, 0])
+    return torch.cat(kl).double().cpu(), torch.cat(loss).double().cpu()[following >= 0]
 
 
 def scored_places(pack: Pack) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,7 @@ from engrain.core.edit import Edit
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
-
-# Places whose logits are computed at a time: 13 MB a side with a vocabulary of 49,152.
-CHUNK = 64
+from engrain.core.scoring import CHUNK
 
 
 @dataclass(frozen=True)

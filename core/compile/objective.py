@@ -8,11 +8,12 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from engrain.core.compile.measure import CHUNK, kl_sum
+from engrain.core.compile.measure import kl_sum
 from engrain.core.compile.passes import Course, Recorded, next_token_logits
 from engrain.core.edit import Edit
 from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
+from engrain.core.scoring import CHUNK
 
 # Packs on which it is measured how far base and teacher are from each other: some two thousand tokens.
 _MEASURED = 8

@@ -23,7 +23,7 @@ from engrain.core.errors import InputError
 from engrain.core.model import SteerableModel
 from engrain.core.packing import Encoded
 from engrain.core.progress import Progress
-from engrain.core.scoring import Divergence, bootstrap_ratio, divergences
+from engrain.core.scoring import Divergence, bootstrap_ratio, divergences, log_probabilities
 from engrain.core.steps import Steps
 from engrain.core.task_vector import TaskVector, layer_of
 from engrain.core.verify import HeldOut
@@ -67,12 +67,11 @@ class _Work:
         sequences = [one for pair in self.held_out.pairs.ordinary for one in self.model.encode_pair(pair)]
         means: dict[str, Tensor] = defaultdict(lambda: torch.zeros(len(sequences), dtype=torch.float64))
 
-        def said(reference: Side, side: Side) -> Tensor:
-            tokens = side.following.to(side.log_probabilities.device)[:, None]
-            return side.log_probabilities.gather(1, tokens)[:, 0].double().cpu()
+        def said(reference: Side, side: Side) -> tuple[Tensor]:
+            return (log_probabilities(side.logits, side.following),)
 
         for pack, found in each_side(self.model, sequences, edits, self.entry, said):
-            for name, scores in found.items():
+            for name, (scores,) in found.items():
                 for member, own in of_members(pack, scores).items():
                     means[name][member] = own.mean()
             self.progress("proof: pairs", len(pack.members))
@@ -90,9 +89,9 @@ class _Work:
         sums = {name: [0.0] * len(sequences) for name in (BASE, _COMPILED, _ROUNDED)}
         shifts = {layer: _Shifts() for layer in self.depths}
 
-        def compare(steered: Side, side: Side) -> tuple[Tensor, Mapping[int, Tensor]]:
-            kl, _ = divergences(steered.log_probabilities, side.log_probabilities, side.following)
-            return kl, {layer: side.states[layer].double() for layer in self.depths}
+        def compare(steered: Side, side: Side) -> tuple[Tensor, ...]:
+            kl, _ = divergences(steered.logits, side.logits, side.following)
+            return kl, *(side.states[layer].double() for layer in self.depths)
 
         # Nothing is to be done for a prompt without a fluent reply.
         self.progress("proof: hidden states", len(self.held_out.prompts) - len(sequences))
@@ -101,8 +100,8 @@ class _Work:
             for name, own in sums.items():
                 for member, kl in of_members(pack, found[name][0]).items():
                     own[member] = float(kl.sum())
-            for layer, shift in shifts.items():
-                shift.add(*(found[name][1][layer] for name in (BASE, _STEERED, _COMPILED)))
+            for place, shift in enumerate(shifts.values(), 1):
+                shift.add(*(found[name][place] for name in (BASE, _STEERED, _COMPILED)))
             self.progress("proof: hidden states", len(pack.members))
         return {"kl": sums, "depths": [vars(shift.depth(layer)) for layer, shift in shifts.items()]}
 
@@ -123,10 +122,10 @@ class _Work:
     def drift(self, kind: str) -> dict[str, Any]:
         """Return how far each edit moves the neutral texts of one kind."""
         sequences, edits = _neutral(self.held_out.neutral)[kind], {_STEERED: self.teacher, **self.students}
-        found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in edits}
+        found: dict[str, list[list[Tensor]]] = {name: [] for name in edits}
 
         def compare(base: Side, side: Side) -> tuple[Tensor, Tensor]:
-            return divergences(base.log_probabilities, side.log_probabilities, base.following)
+            return divergences(base.logits, side.logits, base.following)
 
         for pack, seen in each_side(self.model, sequences, edits, self.entry, compare):
             for name, own in found.items():

@@ -65,7 +65,7 @@ def test_a_margin_under_positional_steering_knows_what_is_prompt(clean: Steerabl
 
 
 def test_divergence_is_the_mean_of_the_kl_at_every_scored_position(clean: SteerableModel) -> None:
-    raw = Encoded((), tuple(range(40, 60)))
+    raw = Encoded((), (*range(40, 60),) * 8)
     chat = clean.encode("Hello?", "Good day.")
     edit = activate(steer(clean), "all", 1.0)
     expected = []

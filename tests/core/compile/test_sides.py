@@ -11,6 +11,7 @@ from torch import Tensor
 from engrain.core.compile.sides import BASE, Side, each_side, of_members
 from engrain.core.composition import activate
 from engrain.core.packing import Encoded
+from engrain.core.scoring import log_probabilities
 from engrain.core.vector import SteeringVector
 from oracle import log_probability
 from tiny import tiny
@@ -22,13 +23,12 @@ VECTOR = SteeringVector({layer: torch.randn(32, generator=torch.Generator().manu
 @pytest.mark.parametrize(("entry", "layer"), [(0, 1), (1, 1), (1, 2)])
 def test_each_side_sees_what_a_plain_pass_sees(family: str, entry: int, layer: int) -> None:
     model = tiny(family)
-    texts = [model.encode("Hello.", "a reply"), Encoded((), tuple(range(20, 40))), model.encode("Hello.", "a rope")]
+    texts = [model.encode("Hello.", "a reply"), Encoded((), (*range(20, 40),) * 8), model.encode("Hello.", "a rope")]
     edits = {"steered": partial(model.steer, activate(VECTOR, layer, 1.5))}
 
     def said(reference: Side, side: Side) -> tuple[Tensor, Tensor]:
-        known = side.following.clamp(min=0)[:, None]
         assert set(side.states) == {1, 2}
-        return side.log_probabilities.gather(1, known)[:, 0], reference.log_probabilities
+        return log_probabilities(side.logits, side.following.clamp(min=0)), reference.logits
 
     seen: dict[str, dict[int, Tensor]] = {BASE: {}, "steered": {}}
     for pack, found in each_side(model, texts, edits, entry, said, layers=[1], reference="steered"):
@@ -38,7 +38,7 @@ def test_each_side_sees_what_a_plain_pass_sees(family: str, entry: int, layer: i
     for name, on in ((BASE, nullcontext()), ("steered", model.steer(activate(VECTOR, layer, 1.5)))):
         with on:
             for place, text in enumerate(texts):
-                wanted = log_probability(model, text).float()
+                wanted = log_probability(model, text)
                 own = seen[name][place]
                 assert len(own) == len(text.reply)
                 torch.testing.assert_close(own[: len(wanted)], wanted, rtol=1e-3, atol=1e-3)
