@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -44,8 +45,8 @@ def compile_distill(model: SteerableModel, order: Order, progress: Progress) -> 
     of the steered block, of the three below it and of the two above where nothing else is ordered. The loss is that of
     ``Objective`` on scope, plus ``recipe.retain`` times the same on retain, with hidden states compared at the steered
     block, in the middle above it and at the last one. For the spec ``faithful`` the teacher is steered on retain as
-    well. The closest on the held-out texts is kept; training ends when three looks in a row are no better, or where the
-    loss is no number. ``origin`` has the curve and why it ended.
+    well. The closest on the held-out texts is kept, and scaled up within ``recipe.drift``; training ends when three
+    looks in a row are no better, or where the loss is no number. ``origin`` has the curve, why it ended, and the scale.
 
     With a workspace it goes on where it was interrupted, and ends the same to the bit. On a model that is split among
     processes (``ranks.shard``) each of them learns from its share of a step's packs, and all return the same.
@@ -82,7 +83,7 @@ def compile_distill(model: SteerableModel, order: Order, progress: Progress) -> 
         progress(NAME, 1)
         if student.step % LOOK == 0 or not student.goes_on:
             _look(student, order, measure, key)
-    student.take_best()
+    taken = student.turn_up(measure, math.inf if order.spec == "faithful" else order.recipe.drift)
     made = {
         "recipe": order.recipe.to_json(),
         "seed": order.seed,
@@ -90,7 +91,8 @@ def compile_distill(model: SteerableModel, order: Order, progress: Progress) -> 
         "corpus": corpus.digest,
         "curve": student.curve,
         "stopped": student.stopped,
-        **{name: student.best[name] for name in ("step", "kl_recovered", "drift")},
+        "step": student.best["step"],
+        **taken,
     }
     return student.delta.task_vector(order.name, order.origin(NAME, **made))
 

@@ -26,6 +26,7 @@ class Recipe:
         packs: of scope, and as many of retain, that one step is made of; a pack holds 256 tokens at most.
         hidden: weight of the hidden states' distance.
         retain: weight of the drift on retained texts.
+        drift: on held-out retained texts, up to which the deltas are scaled up in the end.
         checkpointing: compute each block again in the backward pass instead of keeping what it needs.
 
     Raises:
@@ -40,14 +41,17 @@ class Recipe:
     packs: int = 3
     hidden: float = 1.0
     retain: float = 1.0
+    drift: float = 0.1
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise UnknownNameError("optimizer", self.optimizer, OPTIMIZERS)
-        if min(self.rank, self.steps, self.packs) < 1 or not self.rate > 0 or min(self.hidden, self.retain) < 0:
+        shares = (self.hidden, self.retain, self.drift)
+        if min(self.rank, self.steps, self.packs) < 1 or not self.rate > 0 or min(shares) < 0:
             raise InputError(
-                f"A recipe needs rank, steps and packs from 1, a rate above 0 and weights from 0; this is {self}."
+                "A recipe needs rank, steps and packs from 1, a rate above 0, and weights and a drift from 0; "
+                f"this is {self}."
             )
 
     def from_nothing(self) -> "Recipe":

@@ -42,7 +42,32 @@ def test_it_ends_closer_to_the_teacher_than_the_closed_form(optimizer: str) -> N
     assert made.origin["backend"] == "distill"
     assert made.origin["recipe"]["optimizer"] == optimizer
     assert min(short) < 0.9 * short[0]
-    assert 1 - made.origin["kl_recovered"] + made.origin["drift"] == pytest.approx(min(short))
+
+
+@pytest.mark.parametrize(("ridge", "allowed", "is_more"), [(0.1, 0.0, False), (0.1, 0.52, True), (0.05, 1.0, True)])
+def test_what_was_learned_is_scaled_up_as_long_as_it_gets_closer_and_drifts_no_more_than_allowed(
+    ridge: float, allowed: float, is_more: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With so much of a ridge the closed forms fall short; nothing is learned behind them.
+    monkeypatch.setattr("engrain.core.compile.distill.RIDGE", ridge)
+    monkeypatch.setattr("engrain.core.compile.correction.RIDGE", ridge)
+    order = replace(ORDER, recipe=replace(ORDER.recipe, steps=1, rate=1e-12))
+    kept, made = (compiled(replace(order, recipe=replace(order.recipe, drift=one))) for one in (0.0, allowed))
+    best = min(kept.origin["curve"], key=lambda look: look["short"])
+    taken = {"scale": 1.0, "kl_recovered": best["kl_recovered"], "drift": best["drift"]}
+    assert {name: kept.origin[name] for name in taken} == taken
+    for name, delta in made.tensors.items():
+        torch.testing.assert_close(delta, made.origin["scale"] * kept.tensors[name])
+    model = fresh()
+    measure = Measure(model, partial(model.steer, active()), CORPUS.held_scope, CORPUS.held_retain, 0)
+    now, further = (
+        measure.closeness(partial(model.compiled, kept, made.origin["scale"] + more)) for more in (0.0, 0.05)
+    )
+    assert now.kl_recovered == pytest.approx(made.origin["kl_recovered"], abs=1e-5)
+    assert now.drift == pytest.approx(made.origin["drift"], abs=1e-5)
+    assert (made.origin["scale"] > 1) is is_more
+    assert not is_more or (now.drift <= allowed and now.kl_recovered > best["kl_recovered"])
+    assert further.drift > allowed or further.kl_recovered <= now.kl_recovered
 
 
 @pytest.mark.parametrize(
@@ -60,7 +85,7 @@ def test_it_starts_from_the_closed_forms_of_the_matrices_that_it_trains(
 
     monkeypatch.setattr("engrain.core.compile.distill.correct", kept)
     # So slow that nothing is learned.
-    made = compiled(replace(ORDER, recipe=replace(ORDER.recipe, steps=1, rate=1e-12), **change))
+    made = compiled(replace(ORDER, recipe=replace(ORDER.recipe, steps=1, rate=1e-12, drift=0.0), **change))
     assert made.layers == layers
     for name, delta in made.tensors.items():
         wanted = started[-1].tensors.get(name, torch.zeros_like(delta))
@@ -202,7 +227,7 @@ def test_what_it_cannot_do_it_refuses(change: dict[str, object], error: type[Exc
         compiled(replace(ORDER, **change))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("change", [{"rank": 0}, {"steps": 0}, {"rate": 0.0}, {"hidden": -1.0}])
+@pytest.mark.parametrize("change", [{"rank": 0}, {"steps": 0}, {"rate": 0.0}, {"hidden": -1.0}, {"drift": -0.1}])
 def test_a_recipe_out_of_range_is_refused(change: dict[str, float]) -> None:
     with pytest.raises(InputError, match="A recipe needs"):
         Recipe(**change)  # type: ignore[arg-type]
