@@ -81,6 +81,7 @@ def measure(plugins: Plugins, behavior: str, sides: list[str], seeds: list[int])
                 if backend == "distill"
                 else 0,
                 "seconds": seconds,
+                "scale": made.origin.get("scale", 1.0),
                 "seed": seed,
                 "attention": dict(proof.attention),
                 "curve": [asdict(point) for point in proof.scales],
