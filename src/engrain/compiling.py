@@ -201,7 +201,7 @@ def order_digest(sources: Sequence[Source], wish: Wish) -> str:
         [source.version.digest, source.subject.train.digest, source.subject.scenarios, repr(source.entry)]
         for source in sources
     ]
-    how = [wish.backend, wish.spec, wish.target, wish.layers, wish.seed, wish.optimizer]
+    how = [wish.backend, wish.spec, wish.target, wish.layers, wish.seed, Recipe(wish.optimizer).to_json()]
     whole = json.dumps([made_from, how, __version__])
     return f"sha256:{hashlib.sha256(whole.encode()).hexdigest()}"
 

@@ -1,12 +1,15 @@
 """The whole chain with one command: it ends at a verdict that fails, and goes on where it was interrupted."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engrain import running
+from engrain.compiling import Wish, order_digest
+from engrain.core.compile.recipe import Recipe
 from engrain.core.verdict import Gate, Verdict
 from engrain.proving import verify_compiled
 from engrain.registry.store import Store
@@ -59,6 +62,13 @@ def _never(name: str) -> Callable[..., None]:
         pytest.fail(f"{name} was called again")
 
     return made_again
+
+
+def test_what_was_compiled_by_another_recipe_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = order_digest([], Wish())
+    assert order_digest([], Wish()) == before
+    monkeypatch.setattr("engrain.compiling.Recipe", partial(Recipe, drift=0.2))
+    assert order_digest([], Wish()) != before
 
 
 def test_it_stops_at_a_verdict_that_fails(engrain: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
