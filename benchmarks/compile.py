@@ -6,17 +6,20 @@ With one seed all learn from the same gathered texts; another seed samples other
 those of the proof: shares of what the vector does. Seconds are of the backend alone, state is what the optimizer keeps.
 The curve is effect against neutral KL at several scales; that of the bias is the vector's own. Attention is the share
 that replies pay to the user's last turn. APOLLO, the default, is run with every seed, the others with the first.
+The result is written after every run; sides that are not asked for stay in it as they were.
 """
 
 import argparse
+import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache
 from typing import Any
 
 from rich.progress import Progress
 
-from benchmarks.measure import show, spread, state_bytes, write
+from benchmarks.measure import RESULTS, show, spread, state_bytes, write
 from engrain.core.compile.compiler import Order, Spec
 from engrain.core.compile.corpus import Corpus
 from engrain.core.compile.prove import prove
@@ -33,6 +36,7 @@ WRITERS, QUERIES = [(576, 576), (576, 1536)] * 6, [(576, 576)] * 6
 HEADLINE = "distill, apollo"
 # Only what the blocks attend with is trained.
 ATTENDING = "distill, q_proj"
+COLUMNS = ("recovered", "kl_recovered", "drift_raw", "drift_chat", "state_bytes", "seconds")
 SIDES = ("bias", "rank1", *(f"distill, {name}" for name in OPTIMIZERS), ATTENDING)
 
 
@@ -48,8 +52,10 @@ def kept_bytes(recipe: Recipe, matrices: list[tuple[int, int]]) -> int:
     return state_bytes(optimizer)
 
 
-def measure(plugins: Plugins, behavior: str, sides: list[str], seeds: list[int]) -> dict[str, list[dict[str, Any]]]:
-    """Return by side what each seed gave."""
+def measure(
+    plugins: Plugins, behavior: str, sides: list[str], seeds: list[int]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each side with what a seed gave."""
     store, model = Store(), load("demo", plugins=plugins)
     source = find_source(plugins, store, behavior)
     active = source.activate(model)
@@ -60,7 +66,6 @@ def measure(plugins: Plugins, behavior: str, sides: list[str], seeds: list[int])
             return gather_corpus(model, [source.subject], [active], seed=seed, bar=bar, say=print)
 
     held = held_out(model, source.subject, plugins, JUDGE)
-    found: dict[str, list[dict[str, Any]]] = {}
     for side in sides:
         backend, _, how = side.partition(", ")
         spec: Spec = plugins.spec_of(backend)
@@ -72,23 +77,23 @@ def measure(plugins: Plugins, behavior: str, sides: list[str], seeds: list[int])
             made = plugins.compiler(backend)(model, order, lambda what, done: None)
             seconds = time.perf_counter() - start
             proof = prove(model, [active], made, held, seed=seed)
-            row = {
-                "recovered": proof.compiled.recovered.value,
-                "recovered_ci95": proof.compiled.recovered.ci95,
-                "kl_recovered": proof.compiled.kl_recovered.value,
-                **{f"drift_{kind}": drift.ratio for kind, drift in proof.compiled.drift.items()},
-                "state_bytes": kept_bytes(recipe, WRITERS if target is None else QUERIES)
-                if backend == "distill"
-                else 0,
-                "seconds": seconds,
-                "scale": made.origin.get("scale", 1.0),
-                "seed": seed,
-                "attention": dict(proof.attention),
-                "curve": [asdict(point) for point in proof.scales],
-            }
-            print(side, row, flush=True)
-            found.setdefault(side, []).append(row)
-    return found
+            yield (
+                side,
+                {
+                    "recovered": proof.compiled.recovered.value,
+                    "recovered_ci95": proof.compiled.recovered.ci95,
+                    "kl_recovered": proof.compiled.kl_recovered.value,
+                    **{f"drift_{kind}": drift.ratio for kind, drift in proof.compiled.drift.items()},
+                    "state_bytes": kept_bytes(recipe, WRITERS if target is None else QUERIES)
+                    if backend == "distill"
+                    else 0,
+                    "seconds": seconds,
+                    "scale": made.origin.get("scale", 1.0),
+                    "seed": seed,
+                    "attention": dict(proof.attention),
+                    "curve": [asdict(point) for point in proof.scales],
+                },
+            )
 
 
 def main() -> None:
@@ -98,11 +103,16 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
-    found = measure(build_manager(), options.behavior, options.sides, options.seeds)
-    columns = ["recovered", "kl_recovered", "drift_raw", "drift_chat", "state_bytes", "seconds"]
-    medians = {side: {one: spread([row[one] for row in own]) for one in columns} for side, own in found.items()}
-    show([["side", *columns], *([side, *(one["median"] for one in own.values())] for side, own in medians.items())])
-    write(f"compile-{options.behavior}", {"behavior": options.behavior, "sides": medians, "runs": found})
+    name = f"compile-{options.behavior}"
+    before = RESULTS / f"{name}.json"
+    runs = json.loads(before.read_text(encoding="utf-8"))["runs"] if before.exists() else {}
+    runs = {side: own for side, own in runs.items() if side not in options.sides}
+    for side, row in measure(build_manager(), options.behavior, options.sides, options.seeds):
+        print(side, row, flush=True)
+        runs.setdefault(side, []).append(row)
+        medians = {one: {column: spread([row[column] for row in runs[one]]) for column in COLUMNS} for one in runs}
+        write(name, {"behavior": options.behavior, "sides": medians, "runs": runs})
+    show([["side", *COLUMNS], *([one, *(of["median"] for of in own.values())] for one, own in medians.items())])
 
 
 if __name__ == "__main__":
