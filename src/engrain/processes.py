@@ -1,6 +1,7 @@
 """engrain under a launcher (``accelerate launch``, ``torchrun``): several processes that compile one task vector."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,4 +39,16 @@ def joined() -> Iterator[Process]:
     try:
         yield Process(dist.get_rank() == 0, device)
     finally:
-        dist.destroy_process_group()
+        leave()
+
+
+def leave() -> None:
+    """End this process's work with the others.
+
+    A thread of gloo outlives its group. Until it has let go of the last tensors, for which it needs the interpreter,
+    Python may not shut down: the thread would abort the process. Asleep, this one leaves the interpreter to it.
+    """
+    import torch.distributed as dist
+
+    dist.destroy_process_group()
+    time.sleep(0.1)

@@ -20,6 +20,7 @@ from torch.multiprocessing.spawn import spawn
 
 from descent import KINDS
 from engrain.core.apollo import Apollo
+from engrain.processes import leave
 
 RANKS = 2
 STEPS = 8
@@ -145,7 +146,7 @@ def work(rank: int, port: int, task: Callable[[int, dict[str, Any]], None]) -> N
         for kind in KINDS:
             task(rank, kind)
     finally:
-        dist.destroy_process_group()
+        leave()
 
 
 @pytest.mark.parametrize("task", [replicas, shards, checkpoint])

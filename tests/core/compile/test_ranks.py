@@ -20,6 +20,7 @@ from engrain.core.compile.distill import compile_distill
 from engrain.core.compile.recipe import Recipe
 from engrain.core.model import SteerableModel
 from engrain.core.task_vector import TaskVector
+from engrain.processes import leave
 
 RANKS = 2
 ORDER = replace(compile_order.ORDER, recipe=replace(compile_order.ORDER.recipe, steps=12))
@@ -76,7 +77,7 @@ def work(rank: int, port: int, task: Callable[[int, Path], None], folder: Path) 
     try:
         task(rank, folder)
     finally:
-        dist.destroy_process_group()
+        leave()
 
 
 def run(task: Callable[[int, Path], None], folder: Path) -> None:
