@@ -37,6 +37,8 @@ class Walk:
             "ENGRAIN_HOME": str(folder / "registry"),
             "XDG_CACHE_HOME": str(folder / "cache"),
             "TQDM_DISABLE": "1",
+            # Who the registry's log names.
+            "LOGNAME": "walker",
         }
 
     def run(self, page: str) -> str:
@@ -62,7 +64,8 @@ class Walk:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        said = "".join(f"{one.rstrip()}\n" for one in done.stdout.replace(str(self._folder), "...").splitlines())
+        lines = done.stdout.rstrip().replace(str(self._folder), "...").splitlines()
+        said = "".join(f"{one.rstrip()}\n" for one in lines)
         print(said, end="", flush=True)
         wanted = int(found[1]) if (found := _EXIT.search(line)) else 0
         if done.returncode != wanted:
