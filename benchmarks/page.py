@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot
+from matplotlib.ticker import FuncFormatter
 
 from benchmarks.measure import RESULTS
 
@@ -94,6 +95,14 @@ def draw(growth: Mapping[str, Any]) -> None:
         taken = list(found["seconds"].values())
         for which, style in (("median", "o-"), ("min", "_"), ("max", "_")):
             panel.loglog([sizes[place] for place in order], [taken[place][which] for place in order], style, color="C0")
+        # At least two decades, so that what is level looks level.
+        middle = taken[len(taken) // 2]["median"]
+        panel.set_ylim(
+            min(middle / 10, *(one["min"] / 2 for one in taken)), max(middle * 10, *(one["max"] * 2 for one in taken))
+        )
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+        panel.set_xticks(sizes, map(str, sizes), fontsize=8)
+        panel.minorticks_off()
         panel.set_title(f"{part}: slope {found['slope']:.2f}")
         panel.set_ylabel("seconds")
     figure.savefig(DOCS / PLOT, metadata={"Date": None})
