@@ -6,11 +6,10 @@ With one seed all learn from the same gathered texts; another seed samples other
 those of the proof: shares of what the vector does. Seconds are of the backend alone, state is what the optimizer keeps.
 The curve is effect against neutral KL at several scales; that of the bias is the vector's own. Attention is the share
 that replies pay to the user's last turn. APOLLO, the default, is run with every seed, the others with the first.
-The result is written after every run; sides that are not asked for stay in it as they were.
+The result is written after every run.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from benchmarks.measure import RESULTS, show, spread, state_bytes, write
+from benchmarks.measure import show, spread, state_bytes, write
 from engrain.core.compile.compiler import Order, Spec
 from engrain.core.compile.corpus import Corpus
 from engrain.core.compile.prove import prove
@@ -77,23 +76,21 @@ def measure(
             made = plugins.compiler(backend)(model, order, lambda what, done: None)
             seconds = time.perf_counter() - start
             proof = prove(model, [active], made, held, seed=seed)
-            yield (
-                side,
-                {
-                    "recovered": proof.compiled.recovered.value,
-                    "recovered_ci95": proof.compiled.recovered.ci95,
-                    "kl_recovered": proof.compiled.kl_recovered.value,
-                    **{f"drift_{kind}": drift.ratio for kind, drift in proof.compiled.drift.items()},
-                    "state_bytes": kept_bytes(recipe, WRITERS if target is None else QUERIES)
-                    if backend == "distill"
-                    else 0,
-                    "seconds": seconds,
-                    "scale": made.origin.get("scale", 1.0),
-                    "seed": seed,
-                    "attention": dict(proof.attention),
-                    "curve": [asdict(point) for point in proof.scales],
-                },
-            )
+            row = {
+                "recovered": proof.compiled.recovered.value,
+                "recovered_ci95": proof.compiled.recovered.ci95,
+                "kl_recovered": proof.compiled.kl_recovered.value,
+                **{f"drift_{kind}": drift.ratio for kind, drift in proof.compiled.drift.items()},
+                "state_bytes": kept_bytes(recipe, WRITERS if target is None else QUERIES)
+                if backend == "distill"
+                else 0,
+                "seconds": seconds,
+                "scale": made.origin.get("scale", 1.0),
+                "seed": seed,
+                "attention": dict(proof.attention),
+                "curve": [asdict(point) for point in proof.scales],
+            }
+            yield side, row
 
 
 def main() -> None:
@@ -103,15 +100,14 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
-    name = f"compile-{options.behavior}"
-    before = RESULTS / f"{name}.json"
-    runs = json.loads(before.read_text(encoding="utf-8"))["runs"] if before.exists() else {}
-    runs = {side: own for side, own in runs.items() if side not in options.sides}
+    runs: dict[str, list[dict[str, Any]]] = {}
     for side, row in measure(build_manager(), options.behavior, options.sides, options.seeds):
         print(side, row, flush=True)
         runs.setdefault(side, []).append(row)
-        medians = {one: {column: spread([row[column] for row in runs[one]]) for column in COLUMNS} for one in runs}
-        write(name, {"behavior": options.behavior, "sides": medians, "runs": runs})
+        medians = {
+            one: {column: spread([row[column] for row in own]) for column in COLUMNS} for one, own in runs.items()
+        }
+        write(f"compile-{options.behavior}", {"behavior": options.behavior, "sides": medians, "runs": runs})
     show([["side", *COLUMNS], *([one, *(of["median"] for of in own.values())] for one, own in medians.items())])
 
 

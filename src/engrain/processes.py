@@ -46,7 +46,8 @@ def leave() -> None:
     """End this process's work with the others.
 
     A thread of gloo outlives its group. Until it has let go of the last tensors, for which it needs the interpreter,
-    Python may not shut down: the thread would abort the process. Asleep, this one leaves the interpreter to it.
+    Python may not shut down: the thread would abort the process. Asleep, this one leaves the interpreter to it. With
+    threads that rarely get the interpreter a third of the processes were aborted, and after this sleep none of 200.
     """
     import torch.distributed as dist
 
