@@ -21,8 +21,6 @@ SPECS: tuple[str, ...] = get_args(Spec)
 # Enough to see how a block is built; any tokens will do, and every vocabulary has these.
 PROBE = (Encoded((1, 2, 3, 4), (5, 6)), Encoded((7, 5), (8, 2, 6)))
 
-# Called with what is being done and how much of it was done since the last call.
-
 
 @dataclass(frozen=True)
 class Order:

@@ -25,6 +25,7 @@ from engrain.core.task_vector import TaskVector
 from engrain.gathering import gather_corpus
 from engrain.plugins.manager import Plugins
 from engrain.proving import compiled_from, verify_compiled
+from engrain.registry.policy import newest_verdict
 from engrain.registry.provenance import Provenance
 from engrain.registry.store import Parent, Store, Version
 from engrain.registry.task_vectors import publish_task_vector, read_task_vector
@@ -116,10 +117,8 @@ def compile_control(
     """
     say("the control: random directions of the same lengths")
     actives = tuple(random_like(source.activate(model), wish.seed) for source in sources)
-    workspace = _workspace(f"{order_digest(sources, wish)}-control")
-    made = _compile(model, _order("control", actives, wish, plugins, workspace), sources, wish, plugins, bar, say)
-    forget(workspace)
-    return made
+    order = _order("control", actives, wish, plugins, _control_workspace(sources, wish))
+    return _compile(model, order, sources, wish, plugins, bar, say)
 
 
 def _order(name: str, actives: tuple[Active, ...], wish: Wish, plugins: Plugins, workspace: Path) -> Order:
@@ -209,6 +208,10 @@ def order_digest(sources: Sequence[Source], wish: Wish) -> str:
 def _workspace(order: str) -> Path:
     """Return the folder where a backend keeps how far it is with what has this digest."""
     return user_cache_path("engrain") / "compile" / order.removeprefix("sha256:")
+
+
+def _control_workspace(sources: Sequence[Source], wish: Wish) -> Path:
+    return _workspace(f"{order_digest(sources, wish)}-control")
 
 
 def publish_compiled(store: Store, task_vector: TaskVector, sources: Sequence[Source]) -> Version:
@@ -311,7 +314,8 @@ def compile_and_prove(
     bar: Progress,
     say: Callable[[str], None],
 ) -> Compiled:
-    """Compile vectors, publish the task vector, and verify the weights with the vectors off.
+    """Compile vectors, publish the task vector, and verify the weights with the vectors off; what an interrupted run
+    published is not made again.
 
     Args:
         model: the base.
@@ -330,15 +334,44 @@ def compile_and_prove(
     """
     if out is not None:
         check_folder(out, MANIFEST, force=wish.force)
-    task_vector = compile_sources(model, sources, plugins, wish, name=name, bar=bar, say=say)
-    if out is not None:
-        task_vector.save(out, force=wish.force)
-    version = publish_compiled(store, task_vector, sources)
+    interrupted = _unverified(store, name, sources, wish)
+    if interrupted is None:
+        task_vector = compile_sources(model, sources, plugins, wish, name=name, bar=bar, say=say)
+        version = publish_compiled(store, task_vector, sources)
+    else:
+        version = interrupted
+        say(f"{version.reference} is compiled, going on with its verification")
     control = compile_control(model, sources, plugins, wish, bar=bar, say=say) if wish.control else None
     verify = partial(verify_compiled, model, control=control, judge=judge, seed=wish.seed, bar=bar, say=say)
-    return Compiled.of(
-        version, [source.subject for source in sources], lambda subject: verify(subject, version, plugins, store)[-1]
-    )
+
+    def verdict_on(subject: Subject) -> Version:
+        found = None if interrupted is None else newest_verdict(store, subject.name, version.digest)
+        return verify(subject, version, plugins, store)[-1] if found is None else store.resolve(found.reference)
+
+    compiled = Compiled.of(version, [source.subject for source in sources], verdict_on)
+    # Published nowhere: until it is in a proof, its checkpoint is all there is of it.
+    forget(_control_workspace(sources, wish))
+    if out is not None:
+        read_task_vector(store, version.reference).save(out, force=wish.force)
+    return compiled
+
+
+def compiled_to(store: Store, name: str, order: str) -> Version | None:
+    """Return the newest version of a task vector that was compiled to an order and not by force, or None."""
+    for version in reversed(store.versions("task-vector", name)):
+        origin = version.config["origin"]
+        if origin.get("order") == order and not origin.get("forced"):
+            return version
+    return None
+
+
+def _unverified(store: Store, name: str, sources: Sequence[Source], wish: Wish) -> Version | None:
+    """Return what an interrupted compile to the same order has published, without a verdict on it for each behavior."""
+    version = compiled_to(store, name, order_digest(sources, wish))
+    if version is None:
+        return None
+    verified = all(newest_verdict(store, source.subject.name, version.digest) for source in sources)
+    return None if verified else version
 
 
 def subjects_of(plugins: Plugins, store: Store, version: Version) -> list[Subject]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from engrain.compiling import Proved, Wish, compile_sources, order_digest, publish_compiled
+from engrain.compiling import Proved, Wish, compile_sources, compiled_to, order_digest, publish_compiled
 from engrain.core.model import SteerableModel
 from engrain.core.vector import Calibration
 from engrain.extracting import ensure_calibrated
@@ -139,11 +139,10 @@ def _task_vector(
     say: Callable[[str], None],
 ) -> Version:
     """Return the task vector that was compiled to the same order, or a new one."""
-    order = order_digest([source], wish)
-    for version in reversed(store.versions("task-vector", source.subject.name)):
-        if version.config["origin"].get("order") == order:
-            say(f"{version.reference} is compiled from {source.version.reference}")
-            return version
+    found = compiled_to(store, source.subject.name, order_digest([source], wish))
+    if found is not None:
+        say(f"{found.reference} is compiled from {source.version.reference}")
+        return found
     made = compile_sources(model, [source], plugins, wish, name=source.subject.name, bar=bar, say=say)
     return publish_compiled(store, made, [source])
 

@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 import torch
 
+from engrain import compiling
 from engrain.core.model import SteerableModel
 from engrain.core.task_vector import TaskVector
 from engrain.core.vector import Calibration, SteeringVector
 from engrain.core.verdict import Gate, Verdict
 from engrain.loading import load
 from engrain.plugins.behavior import Behavior
-from engrain.proving import other_backends
+from engrain.proving import other_backends, verify_compiled
 from engrain.registry.policy import newest_verdict
 from engrain.registry.store import Parent, Store, Version
 from engrain.registry.task_vectors import read_task_vector
 from engrain.registry.vectors import PROOF, publish_pairs, publish_vector, publish_verdict, read_vector
+from engrain.subject import Subject
 from saying import behavior, hurry, plugins_with
 
 
@@ -192,6 +194,39 @@ def test_a_profile_is_compiled_into_one_task_vector_for_all(
     made = read_task_vector(Store(), "together")
     assert made.layers == (1, 2)
     assert done.json["behaviors"]["other"]["recovered"] == pytest.approx(1, abs=1e-3)
+
+
+def test_interrupted_between_verdicts_it_goes_on_and_finished_it_starts_anew(
+    engrain: Any, folder: Path, model: SteerableModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(model, behavior("other", "bbb"), 2)
+    profile = tmp_path / "together.yaml"
+    profile.write_text("behaviors: {saying: {vector: vector/saying}, other: {vector: vector/other}}")
+    call = ("compile", "--profile", profile, "--backend", "bias", "--control", "--out", tmp_path / "out", "-m", folder)
+    verified: list[str] = []
+
+    def verify(model: SteerableModel, subject: Subject, *arguments: Any, **options: Any) -> Any:
+        if len(verified) == 1:
+            verified.append("interrupted")
+            raise KeyboardInterrupt
+        verified.append(subject.name)
+        return verify_compiled(model, subject, *arguments, **options)
+
+    monkeypatch.setattr(compiling, "verify_compiled", verify)
+    assert engrain(*call).code == 130
+    with monkeypatch.context() as patched:
+        patched.setattr(compiling, "compile_sources", None)
+        done = engrain(*call, "--json")
+    assert done.code in (0, 1), done.err
+    assert "task-vector/together@1 is compiled, going on with its verification" in done.err
+    assert verified == ["saying", "interrupted", "other"]
+    assert done.json["behaviors"].keys() == {"saying", "other"}
+    assert all(one["proof"]["control"] for one in done.json["behaviors"].values())
+    saved, published = TaskVector.load(tmp_path / "out"), read_task_vector(Store(), "together@1")
+    assert (saved.tensors.keys(), saved.origin) == (published.tensors.keys(), published.origin)
+    # Of the same bytes, which are the same version.
+    assert engrain(*call, "--force", "--json").json["task_vector"] == "task-vector/together@1"
+    assert verified[3:] == ["saying", "other"]
 
 
 def test_a_dose_of_a_profile_alone_is_compiled_by_force(
