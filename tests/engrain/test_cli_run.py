@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engrain import running
-from engrain.compiling import Wish, order_digest
+from engrain.compiling import Wish, compiled_to, order_digest
 from engrain.core.compile.recipe import Recipe
+from engrain.core.fingerprint import Fingerprint
+from engrain.core.task_vector import TaskVector
 from engrain.core.verdict import Gate, Verdict
 from engrain.proving import verify_compiled
 from engrain.registry.store import Store
+from engrain.registry.task_vectors import publish_task_vector
 from saying import behavior, hurry, plugins_with
 
 
@@ -69,6 +73,17 @@ def test_what_was_compiled_by_another_recipe_is_made_again(monkeypatch: pytest.M
     assert order_digest([], Wish()) == before
     monkeypatch.setattr("engrain.compiling.Recipe", partial(Recipe, drift=0.2))
     assert order_digest([], Wish()) != before
+
+
+def test_what_was_compiled_by_force_is_made_again() -> None:
+    base = Fingerprint("here", "Tiny", "sha256:a", "sha256:b", "sha256:c", "sha256:d", "float32")
+    for order, forced in (("ours", False), ("ours", True), ("other", False)):
+        made = TaskVector("saying", {"lm_head.weight": torch.ones(2, 2)}, base, {"order": order, "forced": forced})
+        publish_task_vector(Store(), "saying", made)
+    found = compiled_to(Store(), "saying", "ours")
+    assert found is not None
+    assert found.reference == "task-vector/saying@1"
+    assert compiled_to(Store(), "saying", "theirs") is None
 
 
 def test_it_stops_at_a_verdict_that_fails(engrain: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
