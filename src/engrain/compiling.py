@@ -25,14 +25,13 @@ from engrain.core.task_vector import TaskVector
 from engrain.gathering import gather_corpus
 from engrain.plugins.manager import Plugins
 from engrain.proving import compiled_from, verify_compiled
-from engrain.registry.policy import newest_verdict
 from engrain.registry.provenance import Provenance
 from engrain.registry.store import Parent, Store, Version
 from engrain.registry.task_vectors import publish_task_vector, read_task_vector
 from engrain.registry.vectors import read_proof, read_vector, read_verdict
 from engrain.source import Source, check_proved, find_source
 from engrain.subject import Subject
-from engrain.verifying import JUDGE, write_report
+from engrain.verifying import JUDGE, found_verdict, write_report
 from engrain.version import __version__
 
 BACKEND = "distill"
@@ -334,21 +333,23 @@ def compile_and_prove(
     """
     if out is not None:
         check_folder(out, MANIFEST, force=wish.force)
-    interrupted = _unverified(store, name, sources, wish)
-    if interrupted is None:
+    subjects = [source.subject for source in sources]
+    found = partial(found_verdict, store, seed=wish.seed, judge=judge)
+    version = compiled_to(store, name, order_digest(sources, wish))
+    going_on = version is not None and not all(found(version, subject) for subject in subjects)
+    if version is None or not going_on:
         task_vector = compile_sources(model, sources, plugins, wish, name=name, bar=bar, say=say)
         version = publish_compiled(store, task_vector, sources)
     else:
-        version = interrupted
         say(f"{version.reference} is compiled, going on with its verification")
     control = compile_control(model, sources, plugins, wish, bar=bar, say=say) if wish.control else None
     verify = partial(verify_compiled, model, control=control, judge=judge, seed=wish.seed, bar=bar, say=say)
 
     def verdict_on(subject: Subject) -> Version:
-        found = None if interrupted is None else newest_verdict(store, subject.name, version.digest)
-        return verify(subject, version, plugins, store)[-1] if found is None else store.resolve(found.reference)
+        earlier = found(version, subject) if going_on else None
+        return earlier or verify(subject, version, plugins, store)[-1]
 
-    compiled = Compiled.of(version, [source.subject for source in sources], verdict_on)
+    compiled = Compiled.of(version, subjects, verdict_on)
     # Published nowhere: until it is in a proof, its checkpoint is all there is of it.
     forget(_control_workspace(sources, wish))
     if out is not None:
@@ -363,15 +364,6 @@ def compiled_to(store: Store, name: str, order: str) -> Version | None:
         if origin.get("order") == order and not origin.get("forced"):
             return version
     return None
-
-
-def _unverified(store: Store, name: str, sources: Sequence[Source], wish: Wish) -> Version | None:
-    """Return what an interrupted compile to the same order has published, without a verdict on it for each behavior."""
-    version = compiled_to(store, name, order_digest(sources, wish))
-    if version is None:
-        return None
-    verified = all(newest_verdict(store, source.subject.name, version.digest) for source in sources)
-    return None if verified else version
 
 
 def subjects_of(plugins: Plugins, store: Store, version: Version) -> list[Subject]:

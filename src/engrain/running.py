@@ -13,12 +13,11 @@ from engrain.core.vector import Calibration
 from engrain.extracting import ensure_calibrated
 from engrain.plugins.manager import Plugins
 from engrain.proving import verify_compiled
-from engrain.registry.policy import newest_verdict
 from engrain.registry.store import Store, Version
-from engrain.registry.vectors import read_pairs, read_verdict
+from engrain.registry.vectors import read_verdict
 from engrain.source import Source, find_source
 from engrain.subject import Subject
-from engrain.verifying import verify_subject, write_report
+from engrain.verifying import found_verdict, verify_subject, write_report
 
 
 @dataclass(frozen=True)
@@ -113,20 +112,11 @@ def _verdict(
     say: Callable[[str], None],
 ) -> Version:
     """Return the verdict on a vector: the newest if it is on the same pairs and of the same seed, else a new one."""
-    found = _newest(store, published, subject, seed)
+    found = found_verdict(store, published, subject, seed)
     if found is not None:
         say(f"{found.reference} is on {published.reference}")
         return found
     return verify_subject(model, subject, plugins, store, seed=seed, bar=bar, say=say)[1]
-
-
-def _newest(store: Store, on: Version, subject: Subject, seed: int) -> Version | None:
-    evidence = newest_verdict(store, subject.name, on.digest)
-    if evidence is None or subject.test is None:
-        return None
-    version = store.resolve(evidence.reference)
-    same = version.config.get("seed") == seed and read_pairs(store, version, "test").digest == subject.test.digest
-    return version if same else None
 
 
 def _task_vector(
@@ -158,7 +148,7 @@ def _proved(
     say: Callable[[str], None],
 ) -> Proved:
     """Return what the weights do: by the newest verdict if it is on the same pairs and of the same seed, else anew."""
-    found = _newest(store, made, source.subject, seed)
+    found = found_verdict(store, made, source.subject, seed)
     if found is not None:
         say(f"{found.reference} is on {made.reference}")
         return Proved.of(found)

@@ -23,8 +23,9 @@ from engrain.core.verify import HeldOut, verify
 from engrain.extracting import ensure_calibrated
 from engrain.plugins.manager import Plugins
 from engrain.registry.manifest import titled
+from engrain.registry.policy import newest_verdict
 from engrain.registry.store import Parent, Store, Version
-from engrain.registry.vectors import REPORT, publish_pairs, publish_verdict
+from engrain.registry.vectors import REPORT, publish_pairs, publish_verdict, read_pairs, read_verdict
 from engrain.report import available
 from engrain.subject import Subject
 from engrain.version import __version__
@@ -86,6 +87,26 @@ def verify_subject(
     version = publish_verdict(store, subject.name, verdict, parents, report)
     done.forget()
     return verdict, version
+
+
+def found_verdict(store: Store, on: Version, subject: Subject, seed: int, judge: str | None = None) -> Version | None:
+    """Return the newest verdict on a version if it is on the same pairs, of the same seed and judge; else None.
+
+    Args:
+        store: where it is looked for.
+        on: a vector or a task vector.
+        subject: whose pairs it is to be on.
+        seed: of its drawing.
+        judge: of its free replies, ``NAME`` or ``NAME:ARGUMENT``; None for any.
+    """
+    evidence = newest_verdict(store, subject.name, on.digest)
+    if evidence is None or subject.test is None:
+        return None
+    version = store.resolve(evidence.reference)
+    judged = read_verdict(version).get("judged") or {}
+    same_judge = judge is None or judged.get("judge", judge) == judge
+    same_pairs = read_pairs(store, version, "test").digest == subject.test.digest
+    return version if same_judge and same_pairs and version.config.get("seed") == seed else None
 
 
 def held_out(model: SteerableModel, subject: Subject, plugins: Plugins, judge: str) -> HeldOut:

@@ -1,6 +1,7 @@
 """The whole chain with one command: it ends at a verdict that fails, and goes on where it was interrupted."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from engrain.core.fingerprint import Fingerprint
 from engrain.core.task_vector import TaskVector
 from engrain.core.verdict import Gate, Verdict
 from engrain.proving import verify_compiled
-from engrain.registry.store import Store
+from engrain.registry.store import Parent, Store
 from engrain.registry.task_vectors import publish_task_vector
-from saying import behavior, hurry, plugins_with
+from engrain.registry.vectors import publish_pairs, publish_verdict
+from engrain.subject import Subject
+from engrain.verifying import found_verdict
+from saying import behavior, hurry, pairs, plugins_with
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +88,22 @@ def test_what_was_compiled_by_force_is_made_again() -> None:
     assert found is not None
     assert found.reference == "task-vector/saying@1"
     assert compiled_to(Store(), "saying", "theirs") is None
+
+
+def test_a_verdict_is_found_for_the_same_pairs_seed_and_judge_alone() -> None:
+    own, store = pairs(), Store()
+    on = store.publish("vector", "saying", config={}, files={"v": b"v"}, parents=())
+    tested = publish_pairs(store, "saying-test", own.split("test"))
+    verdict = Verdict(1, 1.0, (Gate("effect", True, 1.0, 0.0),), {"judged": {"judge": "contrastive"}}, (), 0)
+    parents = [Parent("vector", on.digest), Parent("test", tested.digest)]
+    published = publish_verdict(store, "saying", verdict, parents)
+    subject = Subject("saying", own.split("train"), own.split("calibration"), own.split("test"), ())
+    assert found_verdict(store, on, subject, 0) == published
+    assert found_verdict(store, on, subject, 0, "contrastive") == published
+    assert found_verdict(store, on, subject, 0, "llm:other") is None
+    assert found_verdict(store, on, subject, 1) is None
+    assert found_verdict(store, on, replace(subject, test=own.split("train")), 0) is None
+    assert found_verdict(store, on, replace(subject, test=None), 0) is None
 
 
 def test_it_stops_at_a_verdict_that_fails(engrain: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
